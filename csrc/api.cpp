@@ -1,0 +1,423 @@
+// The boundary: every check and every error text. What passes here is trusted below.
+//
+// Grammar of a text: operation, what came, what was expected.
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "cpu/kernels.h"
+#include "cpu/operations.h"
+#include "cpu/threads.h"
+#include "lutkern.h"
+#include "pack/pack.h"
+#include "pack/pack_rows.h"
+#include "tensor.h"
+
+namespace lutkern {
+namespace {
+
+thread_local char g_error[512] = "";
+
+__attribute__((format(printf, 2, 3))) lutkern_status fail(lutkern_status status, const char* text, ...) {
+  va_list arguments;
+  va_start(arguments, text);
+  vsnprintf(g_error, sizeof(g_error), text, arguments);
+  va_end(arguments);
+  return status;
+}
+
+long long number(int64_t n) { return static_cast<long long>(n); }
+
+lutkern_status no_memory(const char* op) {
+  return fail(LUTKERN_ERROR_MEMORY, "%s: no memory for scratch", op);
+}
+
+void list_isas(char* text, size_t size) {
+  text[0] = '\0';
+  for (int i = 0; isa_at(i); ++i) {
+    if (!isa_supported(isa_at(i))) continue;
+    const size_t used = strlen(text);
+    snprintf(text + used, size - used, "%s%s", used ? ", " : "", isa_at(i));
+  }
+}
+
+lutkern_status check_isa(const char* source, const char* name) {
+  if (isa_supported(name)) return LUTKERN_OK;
+  char names[128];
+  list_isas(names, sizeof(names));
+  for (int i = 0; isa_at(i); ++i) {
+    if (strcmp(isa_at(i), name) == 0) {
+      return fail(LUTKERN_ERROR_DEVICE, "%s: this processor has no %s, expected one of: %s", source, name, names);
+    }
+  }
+  return fail(LUTKERN_ERROR_VALUE, "%s: unknown ISA '%.32s', expected one of: %s", source, name, names);
+}
+
+// Environment variables are read once, at the first operation; a wrong one is an error of every operation until the program chooses.
+struct Environment {
+  lutkern_status status = LUTKERN_OK;
+  char text[sizeof(g_error)] = "";
+  bool isa_chosen = false;
+
+  Environment() {
+    if (const char* count = invalid_thread_count()) {
+      status = fail(LUTKERN_ERROR_VALUE, "LUTKERN_NUM_THREADS: got '%.32s', expected a number from 1 to 1024", count);
+    } else if (const char* isa = getenv("LUTKERN_ISA")) {
+      if (*isa) status = check_isa("LUTKERN_ISA", isa);
+      if (*isa && status == LUTKERN_OK) use_isa(isa);
+    }
+    if (status != LUTKERN_OK) memcpy(text, g_error, sizeof(text));
+  }
+};
+
+Environment& environment() {
+  static Environment instance;
+  return instance;
+}
+
+lutkern_status check_environment() {
+  const Environment& e = environment();
+  return e.status == LUTKERN_OK ? LUTKERN_OK : fail(e.status, "%s", e.text);
+}
+
+const FormatInfo* find_type(int32_t ggml_type, FormatId* id) {
+  for (int f = 0; f < kFormatCount; ++f) {
+    if (kFormatInfo[f].ggml_type == ggml_type) {
+      if (id) *id = static_cast<FormatId>(f);
+      return &kFormatInfo[f];
+    }
+  }
+  return nullptr;
+}
+
+void describe(int f, lutkern_format* out) {
+  const FormatInfo& info = kFormatInfo[f];
+  const bool packs = packer(static_cast<FormatId>(f)).row != nullptr;
+  *out = lutkern_format{info.name, info.ggml_type, info.block_size, info.block_bytes, info.is_float, packs};
+}
+
+int64_t row_bytes_of(const FormatInfo& info, int64_t cols) {
+  return (cols + info.block_size - 1) / info.block_size * info.block_bytes;
+}
+
+lutkern_status check_shape(const char* op, int64_t experts, int64_t rows, int64_t cols) {
+  const bool positive = experts >= 1 && rows >= 1 && cols >= 1;
+  if (!positive || experts > kMaxElements / rows || experts * rows > kMaxElements / cols) {
+    return fail(LUTKERN_ERROR_VALUE, "%s: shape is %lld x %lld x %lld, expected sizes of at least 1 and at most 2^46 weights", op,
+                number(experts), number(rows), number(cols));
+  }
+  return LUTKERN_OK;
+}
+
+lutkern_status check_weight(const char* op, const char* what, const lutkern_tensor* t, Weight* out) {
+  if (!t || !t->data) return fail(LUTKERN_ERROR_VALUE, "%s: %s is null, expected a weight", op, what);
+  FormatId id{};
+  const FormatInfo* info = find_type(t->ggml_type, &id);
+  if (!info) return fail(LUTKERN_ERROR_VALUE, "%s: %s has the unknown ggml type %d", op, what, t->ggml_type);
+  if (t->layout != LUTKERN_BLOCKS) {
+    return fail(LUTKERN_ERROR_VALUE, "%s: %s has the layout %d, expected blocks (0)", op, what, t->layout);
+  }
+  if (const lutkern_status status = check_shape(op, t->experts, t->rows, t->cols)) return status;
+  const int64_t row_bytes = row_bytes_of(*info, t->cols);
+  const int64_t expected = t->experts * t->rows * row_bytes;
+  if (t->nbytes != static_cast<size_t>(expected)) {
+    return fail(LUTKERN_ERROR_VALUE, "%s: %s has %zu bytes, %s of %lld x %lld x %lld needs %lld", op, what, t->nbytes, info->name,
+                number(t->experts), number(t->rows), number(t->cols), number(expected));
+  }
+  *out = Weight{id, t->experts, t->rows, t->cols, row_bytes / info->block_bytes * info->block_size, row_bytes,
+                static_cast<const uint8_t*>(t->data)};
+  return LUTKERN_OK;
+}
+
+lutkern_status check_matrix(const char* op, const char* what, const lutkern_matrix& m, Matrix* out) {
+  if (m.dtype < LUTKERN_F32 || m.dtype > LUTKERN_BF16) {
+    return fail(LUTKERN_ERROR_TYPE, "%s: %s has the dtype %d, expected float32, float16 or bfloat16", op, what, m.dtype);
+  }
+  if (m.rows < 0 || m.cols < 0 || (m.rows > 1 && m.row_stride < m.cols)) {
+    return fail(LUTKERN_ERROR_VALUE, "%s: %s is %lld x %lld with a row stride of %lld", op, what, number(m.rows), number(m.cols),
+                number(m.row_stride));
+  }
+  if (!m.data && m.rows * m.cols > 0) return fail(LUTKERN_ERROR_VALUE, "%s: %s is null", op, what);
+  *out = Matrix{m.data, static_cast<Dtype>(m.dtype), m.rows, m.cols, m.row_stride};
+  return LUTKERN_OK;
+}
+
+Runner runner_of(const lutkern_options* options) {
+  if (options && options->parallel_for) return Runner{options->parallel_for, options->parallel_context};
+  return Runner{parallel_for, reinterpret_cast<void*>(static_cast<intptr_t>(options ? options->threads : 0))};
+}
+
+bool exact_of(const lutkern_options* options) { return options && options->exact != 0; }
+
+lutkern_status multiply(const char* op, const lutkern_tensor* weight, const lutkern_matrix* x, bool one_row, float* out,
+                        const lutkern_options* options) {
+  if (const lutkern_status status = check_environment()) return status;
+  Weight w{};
+  Matrix m{};
+  if (const lutkern_status status = check_weight(op, "the weight", weight, &w)) return status;
+  if (!x) return fail(LUTKERN_ERROR_VALUE, "%s: x is null", op);
+  if (const lutkern_status status = check_matrix(op, "x", *x, &m)) return status;
+  if (w.experts != 1) {
+    return fail(LUTKERN_ERROR_VALUE, "%s: the weight has %lld experts, expected one matrix: index it", op, number(w.experts));
+  }
+  if (one_row && m.rows != 1) return fail(LUTKERN_ERROR_VALUE, "%s: x has %lld rows, expected 1", op, number(m.rows));
+  if (m.cols != w.cols) {
+    return fail(LUTKERN_ERROR_VALUE, "%s: x has %lld columns, the weight has %lld", op, number(m.cols), number(w.cols));
+  }
+  if (m.rows > INT32_MAX) return fail(LUTKERN_ERROR_VALUE, "%s: x has %lld tokens, expected less than 2^31", op, number(m.rows));
+  const int64_t begin = options ? options->row_begin : 0;
+  const int64_t end = options && options->row_end ? options->row_end : w.rows;
+  if (begin < 0 || begin > end || end > w.rows) {
+    return fail(LUTKERN_ERROR_VALUE, "%s: rows %lld to %lld, the weight has %lld", op, number(begin), number(end), number(w.rows));
+  }
+  if (!out && m.rows > 0) return fail(LUTKERN_ERROR_VALUE, "%s: out is null", op);
+  return m.rows == 0 || matmul(w, m, exact_of(options), begin, end, out, runner_of(options)) ? LUTKERN_OK : no_memory(op);
+}
+
+lutkern_status check_moe_shapes(const Weight* gate, const Weight& up, const Weight& down, const Matrix& x) {
+  const Weight* projections[] = {gate, &down};
+  const char* names[] = {"gate", "down"};
+  for (int i = 0; i < 2; ++i) {
+    if (projections[i] && projections[i]->experts != up.experts) {
+      return fail(LUTKERN_ERROR_VALUE, "moe: %s has %lld experts, up has %lld", names[i], number(projections[i]->experts),
+                  number(up.experts));
+    }
+  }
+  if (gate && (gate->rows != up.rows || gate->cols != up.cols)) {
+    return fail(LUTKERN_ERROR_VALUE, "moe: gate is %lld x %lld, up is %lld x %lld", number(gate->rows), number(gate->cols),
+                number(up.rows), number(up.cols));
+  }
+  if (down.cols != up.rows || down.rows != up.cols) {
+    return fail(LUTKERN_ERROR_VALUE, "moe: down is %lld x %lld, expected %lld x %lld, the transpose of up", number(down.rows),
+                number(down.cols), number(up.cols), number(up.rows));
+  }
+  if (x.cols != up.cols) {
+    return fail(LUTKERN_ERROR_VALUE, "moe: x has %lld columns, the hidden size of up is %lld", number(x.cols), number(up.cols));
+  }
+  return LUTKERN_OK;
+}
+
+lutkern_status check_moe(const lutkern_moe_args& a, Weight* gate, Weight* up, Weight* down, Matrix* x) {
+  if (a.gate) {
+    if (const lutkern_status status = check_weight("moe", "gate", a.gate, gate)) return status;
+  }
+  if (const lutkern_status status = check_weight("moe", "up", a.up, up)) return status;
+  if (const lutkern_status status = check_weight("moe", "down", a.down, down)) return status;
+  if (const lutkern_status status = check_matrix("moe", "x", a.x, x)) return status;
+  if (const lutkern_status status = check_moe_shapes(a.gate ? gate : nullptr, *up, *down, *x)) return status;
+  if (a.activation < LUTKERN_ACTIVATION_NONE || a.activation > LUTKERN_ACTIVATION_RELU2) {
+    return fail(LUTKERN_ERROR_VALUE, "moe: unknown activation %d", a.activation);
+  }
+  if (a.k < 0 || (a.k > 0 && x->rows > INT32_MAX / a.k)) {
+    return fail(LUTKERN_ERROR_VALUE, "moe: %lld tokens of %lld experts each, expected less than 2^31 pairs", number(x->rows),
+                number(a.k));
+  }
+  const int64_t pairs = x->rows * a.k;
+  if (pairs > 0 && (!a.expert_ids || !a.expert_weights)) {
+    return fail(LUTKERN_ERROR_VALUE, "moe: expert_ids or expert_weights is null");
+  }
+  if (!a.out && x->rows > 0) return fail(LUTKERN_ERROR_VALUE, "moe: out is null");
+  for (int64_t i = 0; i < pairs; ++i) {
+    if (a.expert_ids[i] < 0 || a.expert_ids[i] >= up->experts) {
+      return fail(LUTKERN_ERROR_VALUE, "moe: expert_ids[%lld, %lld] is %d, expected 0 to %lld", number(i / a.k), number(i % a.k),
+                  a.expert_ids[i], number(up->experts - 1));
+    }
+  }
+  return LUTKERN_OK;
+}
+
+lutkern_status check_pack(int32_t ggml_type, int64_t experts, const lutkern_matrix* w, const void* out, size_t out_bytes,
+                          FormatId* format, Matrix* m) {
+  const FormatInfo* info = find_type(ggml_type, format);
+  if (!info) return fail(LUTKERN_ERROR_VALUE, "pack: unknown ggml type %d", ggml_type);
+  if (!packer(*format).row) return fail(LUTKERN_ERROR_VALUE, "pack: %s can be read but not packed", info->name);
+  if (!w || !out) return fail(LUTKERN_ERROR_VALUE, "pack: w or out is null");
+  if (const lutkern_status status = check_matrix("pack", "w", *w, m)) return status;
+  if (experts < 1 || m->rows % experts != 0) {
+    return fail(LUTKERN_ERROR_VALUE, "pack: w has %lld rows, expected a multiple of %lld experts", number(m->rows), number(experts));
+  }
+  if (const lutkern_status status = check_shape("pack", experts, m->rows / experts, m->cols)) return status;
+  const int64_t expected = m->rows * row_bytes_of(*info, m->cols);
+  if (out_bytes != static_cast<size_t>(expected)) {
+    return fail(LUTKERN_ERROR_VALUE, "pack: out has %zu bytes, expected %lld", out_bytes, number(expected));
+  }
+  return LUTKERN_OK;
+}
+
+}  // namespace
+}  // namespace lutkern
+
+using namespace lutkern;
+
+extern "C" {
+
+const char* lutkern_last_error(void) { return g_error; }
+
+const char* lutkern_version(void) { return LUTKERN_VERSION; }
+
+int32_t lutkern_format_count(void) { return kFormatCount; }
+
+lutkern_status lutkern_format_at(int32_t index, lutkern_format* out) {
+  if (index < 0 || index >= kFormatCount || !out) {
+    return fail(LUTKERN_ERROR_VALUE, "format: index is %d, expected 0 to %d", index, kFormatCount - 1);
+  }
+  describe(index, out);
+  return LUTKERN_OK;
+}
+
+lutkern_status lutkern_find_format(const char* name, lutkern_format* out) {
+  for (int f = 0; name && out && f < kFormatCount; ++f) {
+    if (strcmp(kFormatInfo[f].name, name) == 0) {
+      describe(f, out);
+      return LUTKERN_OK;
+    }
+  }
+  return fail(LUTKERN_ERROR_VALUE, "format: unknown format '%.32s'", name ? name : "");
+}
+
+int64_t lutkern_row_bytes(int32_t ggml_type, int64_t cols) {
+  const FormatInfo* info = find_type(ggml_type, nullptr);
+  return info && cols >= 1 && cols <= kMaxElements ? row_bytes_of(*info, cols) : 0;
+}
+
+lutkern_status lutkern_tensor_init(lutkern_tensor* out, int32_t ggml_type, int64_t experts, int64_t rows, int64_t cols,
+                                   const void* data, size_t nbytes) {
+  if (!out) return fail(LUTKERN_ERROR_VALUE, "tensor: out is null");
+  const lutkern_tensor candidate{ggml_type, LUTKERN_BLOCKS, experts, rows, cols, data, nbytes};
+  Weight w{};
+  if (const lutkern_status status = check_weight("tensor", "the weight", &candidate, &w)) return status;
+  *out = candidate;
+  return LUTKERN_OK;
+}
+
+lutkern_status lutkern_tensor_expert(const lutkern_tensor* tensor, int64_t expert, lutkern_tensor* out) {
+  Weight w{};
+  if (const lutkern_status status = check_weight("tensor", "the weight", tensor, &w)) return status;
+  if (expert < 0 || expert >= w.experts || !out) {
+    return fail(LUTKERN_ERROR_VALUE, "tensor: expert is %lld, expected 0 to %lld", number(expert), number(w.experts - 1));
+  }
+  *out = *tensor;
+  out->experts = 1;
+  out->data = w.row(expert, 0);
+  out->nbytes = static_cast<size_t>(w.rows * w.row_bytes);
+  return LUTKERN_OK;
+}
+
+lutkern_status lutkern_dequantize(const lutkern_tensor* weight, float* out, const lutkern_options* options) {
+  if (const lutkern_status status = check_environment()) return status;
+  Weight w{};
+  if (const lutkern_status status = check_weight("dequantize", "the weight", weight, &w)) return status;
+  if (!out) return fail(LUTKERN_ERROR_VALUE, "dequantize: out is null");
+  return dequantize(w, out, runner_of(options)) ? LUTKERN_OK : no_memory("dequantize");
+}
+
+lutkern_status lutkern_matvec(const lutkern_tensor* weight, const lutkern_matrix* x, float* out,
+                              const lutkern_options* options) {
+  return multiply("matvec", weight, x, true, out, options);
+}
+
+lutkern_status lutkern_matmul(const lutkern_tensor* weight, const lutkern_matrix* x, float* out,
+                              const lutkern_options* options) {
+  return multiply("matmul", weight, x, false, out, options);
+}
+
+lutkern_status lutkern_moe(const lutkern_moe_args* args, const lutkern_options* options) {
+  if (const lutkern_status status = check_environment()) return status;
+  if (!args) return fail(LUTKERN_ERROR_VALUE, "moe: args is null");
+  Weight gate{};
+  Weight up{};
+  Weight down{};
+  Matrix x{};
+  if (const lutkern_status status = check_moe(*args, &gate, &up, &down, &x)) return status;
+  const MoeWork work{args->gate ? &gate : nullptr, &up, &down, x, args->expert_ids, args->expert_weights, args->k,
+                     static_cast<Activation>(args->activation), exact_of(options), args->out};
+  return x.rows == 0 || moe(work, runner_of(options)) ? LUTKERN_OK : no_memory("moe");
+}
+
+lutkern_status lutkern_pack(int32_t ggml_type, int64_t experts, const lutkern_matrix* w, const float* importance, void* out,
+                            size_t out_bytes, int64_t* replaced, const lutkern_options* options) {
+  if (const lutkern_status status = check_environment()) return status;
+  FormatId format{};
+  Matrix m{};
+  if (const lutkern_status status = check_pack(ggml_type, experts, w, out, out_bytes, &format, &m)) return status;
+  PackWork work{format, m, experts, importance, static_cast<uint8_t*>(out)};
+  const PackResult result = pack_rows(work, runner_of(options));
+  if (replaced) *replaced = result.replaced;
+  const char* name = kFormatInfo[static_cast<int>(format)].name;
+  switch (result.outcome) {
+    case PackOutcome::ok:
+      return LUTKERN_OK;
+    case PackOutcome::no_memory:
+      return no_memory("pack");
+    case PackOutcome::not_finite:
+      return fail(LUTKERN_ERROR_VALUE, "pack: w[%lld, %lld] is not finite, expected finite weights", number(result.row),
+                  number(result.col));
+    case PackOutcome::too_large:
+      return fail(LUTKERN_ERROR_VALUE, "pack: row %lld of w reaches %g, too large for the fp16 scale of %s", number(result.row),
+                  static_cast<double>(result.magnitude), name);
+  }
+  return LUTKERN_OK;
+}
+
+lutkern_status lutkern_quantize_activations(const lutkern_matrix* x, int8_t* q, float* scale) {
+  if (const lutkern_status status = check_environment()) return status;
+  if (!x || !q || !scale) return fail(LUTKERN_ERROR_VALUE, "quantize_activations: x, q or scale is null");
+  Matrix m{};
+  if (const lutkern_status status = check_matrix("quantize_activations", "x", *x, &m)) return status;
+  if (m.rows != 1) return fail(LUTKERN_ERROR_VALUE, "quantize_activations: x has %lld rows, expected 1", number(m.rows));
+  quantize_row(m, q, scale);
+  return LUTKERN_OK;
+}
+
+const char* lutkern_isa_at(int32_t index) { return isa_at(index); }
+
+int32_t lutkern_isa_supported(const char* name) { return name && isa_supported(name) ? 1 : 0; }
+
+lutkern_status lutkern_use_isa(const char* name) {
+  Environment& e = environment();
+  if (!name) {
+    const char* wished = getenv("LUTKERN_ISA");
+    name = wished && *wished ? wished : nullptr;
+  }
+  if (name) {
+    if (const lutkern_status status = check_isa("use_isa", name)) return status;
+  }
+  use_isa(name);
+  e.status = LUTKERN_OK;
+  return LUTKERN_OK;
+}
+
+const char* lutkern_current_isa(void) {
+  environment();
+  return kernels().name;
+}
+
+const char* lutkern_kernel_isa(int32_t ggml_type, lutkern_operation operation) {
+  environment();
+  FormatId format{};
+  const FormatInfo* info = find_type(ggml_type, &format);
+  if (!info) return nullptr;
+  switch (operation) {
+    case LUTKERN_DEQUANTIZE:
+      return dequantize_source(format);
+    case LUTKERN_MATVEC:
+      return info->is_float ? gemm_float_source(format) : gemv_source(format);
+    case LUTKERN_MATMUL:
+    case LUTKERN_MOE:
+      return info->is_float ? gemm_float_source(format) : gemm_source(format);
+    case LUTKERN_PACK:
+      return packer(format).row ? "scalar" : nullptr;
+  }
+  return nullptr;
+}
+
+lutkern_status lutkern_set_num_threads(int32_t n) {
+  if (n < 0 || n > 1024) return fail(LUTKERN_ERROR_VALUE, "set_num_threads: got %d, expected 0 to 1024", n);
+  set_num_threads(n);
+  return LUTKERN_OK;
+}
+
+int32_t lutkern_num_threads(void) { return num_threads(); }
+
+}  // extern "C"

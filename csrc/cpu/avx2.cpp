@@ -1,0 +1,4 @@
+#include "kernels.h"
+namespace lutkern {
+extern const CpuKernels kAvx2Kernels = {"avx2", {}, {}, {}, {}, nullptr};
+}

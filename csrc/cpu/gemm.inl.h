@@ -1,0 +1,62 @@
+// Matrix times several vectors, written once. Included by each ISA file inside its anonymous namespace, after gemv.inl.h and after
+//
+//   template <bool kHasOffset> void dot_panel(const Unpacked*, int n_rows, int n, q, scale, sum, float* dots)
+//   float dot_float(const float* w, const float* x, int n)
+//
+// A panel of kPanel rows is unpacked chunk by chunk, and each chunk meets every token while it is in L1:
+//
+//   for each panel: for each chunk: unpack; for each token: out[token, rows] += dot_panel(chunk, x[token])
+
+constexpr int kPanel = 4;
+
+template <class Block>
+static void gemm(const Rows& rows, const Activations& x, const int32_t* token, int64_t n_tokens, float* out,
+                 int64_t out_stride) {
+  Unpacked u[kPanel];
+  float dots[kPanel];
+  for (int64_t r = 0; r < rows.n_rows; r += kPanel) {
+    const int n_rows = rows.n_rows - r < kPanel ? static_cast<int>(rows.n_rows - r) : kPanel;
+    for (int64_t chunk = 0; chunk * kChunk < rows.cols; ++chunk) {
+      int n = 0;
+      for (int p = 0; p < n_rows; ++p) {
+        n = unpack_chunk<Block>(rows.data + (r + p) * rows.row_bytes, chunk, rows.cols, u[p]);
+      }
+      for (int64_t i = 0; i < n_tokens; ++i) {
+        const int64_t column = token[i] * x.token_stride + chunk * kChunk;
+        dot_panel<Block::kHasOffset != 0>(u, n_rows, n, x.q + column, x.scale + column / kActivationGroup,
+                                          x.sum + column / kSumGroup, dots);
+        float* y = out + i * out_stride + r;
+        for (int p = 0; p < n_rows; ++p) y[p] = chunk == 0 ? dots[p] : y[p] + dots[p];
+      }
+    }
+  }
+}
+
+template <class Block>
+static void gemm_float(const Rows& rows, const float* x, int64_t x_stride, const int32_t* token, int64_t n_tokens,
+                       float* out, int64_t out_stride) {
+  alignas(64) float w[kChunk];
+  for (int64_t r = 0; r < rows.n_rows; ++r) {
+    for (int64_t chunk = 0; chunk * kChunk < rows.cols; ++chunk) {
+      const int n = ChunkToFloat<Block>::run(rows.data + r * rows.row_bytes, chunk, rows.cols, w);
+      for (int64_t i = 0; i < n_tokens; ++i) {
+        const float dot = dot_float(w, x + token[i] * x_stride + chunk * kChunk, n);
+        float* y = out + i * out_stride + r;
+        *y = chunk == 0 ? dot : *y + dot;
+      }
+    }
+  }
+}
+
+// The table entries of a format; a float format has no integer kernels.
+template <class Block, bool kFloat = Block::kIsFloat != 0>
+struct IntegerKernels {
+  static constexpr GemvFn kGemv = gemv<Block>;
+  static constexpr GemmFn kGemm = gemm<Block>;
+};
+
+template <class Block>
+struct IntegerKernels<Block, true> {
+  static constexpr GemvFn kGemv = nullptr;
+  static constexpr GemmFn kGemm = nullptr;
+};

@@ -1,0 +1,32 @@
+// float activations to int8 with one scale for 32 columns, written once. Included by each ISA file inside its anonymous namespace,
+// after
+//
+//   float largest_magnitude(const float* x)          of 32 numbers; NaN if one is NaN
+//   void round_group(const float* x, float inverse, int8_t* q)      q = round half to even(x * inverse), 32 numbers
+//
+//   scale = largest / 127;  q = round(x * (127 / largest))
+//
+// A group whose scale would be subnormal becomes zero. A group with NaN or infinity gets the scale NaN, so that every product
+// with it is NaN: never a wrong finite number.
+
+static void quantize(const float* x, int64_t cols, int8_t* q, float* scale, int16_t* sum) {
+  for (int64_t g = 0; g < cols / kActivationGroup; ++g) {
+    const float largest = largest_magnitude(x + g * kActivationGroup);
+    int8_t* codes = q + g * kActivationGroup;
+    if (!(largest <= 3.4028234663852886e38f)) {
+      __builtin_memset(codes, 0, kActivationGroup);
+      scale[g] = __builtin_nanf("");
+    } else if (largest / 127.0f < 0x1p-126f) {
+      __builtin_memset(codes, 0, kActivationGroup);
+      scale[g] = 0.0f;
+    } else {
+      round_group(x + g * kActivationGroup, 127.0f / largest, codes);
+      scale[g] = largest / 127.0f;
+    }
+    for (int half = 0; half < kActivationGroup / kSumGroup; ++half) {
+      int total_of_half = 0;
+      for (int j = 0; j < kSumGroup; ++j) total_of_half += codes[half * kSumGroup + j];
+      sum[g * (kActivationGroup / kSumGroup) + half] = static_cast<int16_t>(total_of_half);
+    }
+  }
+}

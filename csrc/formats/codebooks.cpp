@@ -1,0 +1,53 @@
+// Expands the generated codebooks at compile time: the tables are constant data, there is nothing to initialise.
+#include "codebooks.h"
+
+namespace lutkern {
+namespace {
+
+#include "codebooks.inc"
+
+// A row of the generated data is kWidth-bit codes, first weight lowest; value maps a code to its byte.
+template <typename Word, int kWidth, int kRows, int kValues>
+constexpr Codebook<Word, kRows> expand(const uint16_t (&codes)[kRows], const int (&value)[kValues]) {
+  Codebook<Word, kRows> out{};
+  for (int r = 0; r < kRows; ++r) {
+    for (unsigned j = 0; j < sizeof(Word); ++j) {
+      const int code = (codes[r] >> (kWidth * j)) & ((1 << kWidth) - 1);
+      out.row[r] |= static_cast<Word>(static_cast<uint8_t>(value[code])) << (8 * j);
+    }
+  }
+  return out;
+}
+
+constexpr Codebook<uint64_t, 128> expand_signs() {
+  Codebook<uint64_t, 128> out{};
+  for (unsigned seven = 0; seven < 128; ++seven) {
+    unsigned minus = 0;
+    for (unsigned j = 0; j < 7; ++j) minus += (seven >> j) & 1u;
+    const unsigned eight = seven | (minus & 1u) << 7;
+    for (unsigned j = 0; j < 8; ++j) {
+      out.row[seven] |= static_cast<uint64_t>(((eight >> j) & 1u) ? 0xffu : 0x01u) << (8 * j);
+    }
+  }
+  return out;
+}
+
+constexpr int kTernary[] = {-1, 0, 1};
+constexpr int kIq2Values[] = {8, 25, 43};
+constexpr int kIq3XxsValues[] = {4, 12, 20, 28, 36, 44, 52, 62};
+constexpr int kIq3SValues[] = {1, 3, 5, 7, 9, 11, 13, 15};
+
+}  // namespace
+
+extern constexpr Codebook<uint64_t, 2048> kIq1Grid = expand<uint64_t, 2>(kIq1Codes, kTernary);
+extern constexpr Codebook<uint64_t, 256> kIq2XxsGrid = expand<uint64_t, 2>(kIq2XxsCodes, kIq2Values);
+extern constexpr Codebook<uint64_t, 512> kIq2XsGrid = expand<uint64_t, 2>(kIq2XsCodes, kIq2Values);
+extern constexpr Codebook<uint64_t, 1024> kIq2SGrid = expand<uint64_t, 2>(kIq2SCodes, kIq2Values);
+extern constexpr Codebook<uint32_t, 256> kIq3XxsGrid = expand<uint32_t, 3>(kIq3XxsCodes, kIq3XxsValues);
+extern constexpr Codebook<uint32_t, 512> kIq3SGrid = expand<uint32_t, 3>(kIq3SCodes, kIq3SValues);
+extern constexpr Codebook<uint64_t, 128> kSigns = expand_signs();
+
+extern const int8_t kIq4Values[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
+extern const int8_t kMxfp4Values[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
+
+}  // namespace lutkern

@@ -1,0 +1,175 @@
+/* lutkern: 1-bit and 2-bit codebook weights of Mixture-of-Experts models, at memory speed. The C API.
+ *
+ * A weight is a view: packed bytes that the caller keeps alive, and what they mean. Nothing here owns memory. Formats are named by
+ * their ggml type number, the one that GGUF files store. rows are outputs, cols are inputs; a weight of experts > 1 is experts
+ * matrices one after another.
+ *
+ * Every function that returns lutkern_status checks its arguments before it does anything; on failure nothing is written to the
+ * outputs and lutkern_last_error() holds one line of text. All functions may be called from any thread.
+ */
+#ifndef LUTKERN_H
+#define LUTKERN_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#define LUTKERN_VERSION "0.1.0"
+
+#if defined(_WIN32)
+#define LUTKERN_API
+#else
+#define LUTKERN_API __attribute__((visibility("default")))
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef enum lutkern_status {
+  LUTKERN_OK = 0,
+  LUTKERN_ERROR_VALUE = 1,  /* a shape, a value or a name is wrong */
+  LUTKERN_ERROR_TYPE = 2,   /* an element type is wrong */
+  LUTKERN_ERROR_DEVICE = 3, /* the processor or a device cannot do it */
+  LUTKERN_ERROR_MEMORY = 4  /* no memory for scratch */
+} lutkern_status;
+
+typedef enum lutkern_dtype { LUTKERN_F32 = 0, LUTKERN_F16 = 1, LUTKERN_BF16 = 2 } lutkern_dtype;
+
+typedef enum lutkern_layout { LUTKERN_BLOCKS = 0 /* the GGUF bytes */ } lutkern_layout;
+
+typedef enum lutkern_operation {
+  LUTKERN_DEQUANTIZE = 0,
+  LUTKERN_MATVEC = 1,
+  LUTKERN_MATMUL = 2,
+  LUTKERN_MOE = 3,
+  LUTKERN_PACK = 4
+} lutkern_operation;
+
+typedef enum lutkern_activation {
+  LUTKERN_ACTIVATION_NONE = 0,  /* h = g * u */
+  LUTKERN_ACTIVATION_SILU = 1,  /* h = g / (1 + exp(-g)) * u */
+  LUTKERN_ACTIVATION_GELU = 2,  /* h = g / 2 * (1 + tanh(sqrt(2 / pi) * (g + 0.044715 g^3))) * u */
+  LUTKERN_ACTIVATION_RELU2 = 3  /* h = max(g, 0)^2 * u */
+} lutkern_activation;
+
+typedef struct lutkern_format {
+  const char* name;    /* the GGUF name in lower case, "iq1_m" */
+  int32_t ggml_type;   /* the number in GGUF files */
+  int32_t block_size;  /* weights in a block */
+  int32_t block_bytes; /* bytes of a block */
+  int32_t is_float;    /* 1: bf16 f16 f32, activations are not quantised */
+  int32_t can_pack;    /* 1: lutkern_pack writes it */
+} lutkern_format;
+
+/* A packed weight. row_bytes = ceil(cols / block_size) * block_bytes; a last block that reaches past cols holds padding. */
+typedef struct lutkern_tensor {
+  int32_t ggml_type;
+  int32_t layout; /* lutkern_layout */
+  int64_t experts;
+  int64_t rows;
+  int64_t cols;
+  const void* data;
+  size_t nbytes; /* experts * rows * row_bytes */
+} lutkern_tensor;
+
+/* Input numbers: rows x cols, elements of a row side by side, rows row_stride elements apart. */
+typedef struct lutkern_matrix {
+  const void* data;
+  int32_t dtype; /* lutkern_dtype */
+  int64_t rows;
+  int64_t cols;
+  int64_t row_stride;
+} lutkern_matrix;
+
+/* Work on the items begin <= i < end. */
+typedef void (*lutkern_range_fn)(void* state, int64_t begin, int64_t end);
+
+/* Must call fn so that every item of 0..n-1 is worked on exactly once, in ranges of any size, from any threads, and return when
+ * all calls have returned. grain is the number of items that is worth one call. */
+typedef void (*lutkern_parallel_for)(void* context, int64_t n, int64_t grain, lutkern_range_fn fn, void* state);
+
+/* How to run. A null pointer or a zeroed struct is the default: int8 activations, all rows, the library's own threads. */
+typedef struct lutkern_options {
+  int32_t exact;                     /* 1: float activations instead of int8 */
+  int64_t row_begin;                 /* matvec, matmul: first row */
+  int64_t row_end;                   /* matvec, matmul: one past the last row; 0 means all rows */
+  int32_t threads;                   /* of the library's own threads; 0: lutkern_num_threads() */
+  lutkern_parallel_for parallel_for; /* null: the library's threads */
+  void* parallel_context;
+} lutkern_options;
+
+/* y[t] = sum over k of expert_weights[t, k] * down[e] h, h = activation(gate[e] x[t]) * (up[e] x[t]), e = expert_ids[t, k].
+ * gate may be null: h = activation(up[e] x[t]). gate and up are experts x inter x hidden, down is experts x hidden x inter; each
+ * has its own format. */
+typedef struct lutkern_moe_args {
+  const lutkern_tensor* gate;
+  const lutkern_tensor* up;
+  const lutkern_tensor* down;
+  lutkern_matrix x;            /* tokens x hidden */
+  const int32_t* expert_ids;   /* tokens x k */
+  const float* expert_weights; /* tokens x k */
+  int64_t k;
+  int32_t activation; /* lutkern_activation */
+  float* out;         /* tokens x hidden */
+} lutkern_moe_args;
+
+/* The text of the last failure on this thread; never null. */
+LUTKERN_API const char* lutkern_last_error(void);
+LUTKERN_API const char* lutkern_version(void);
+
+/* ---- formats ---- */
+
+LUTKERN_API int32_t lutkern_format_count(void);
+/* index 0 .. lutkern_format_count() - 1 */
+LUTKERN_API lutkern_status lutkern_format_at(int32_t index, lutkern_format* out);
+LUTKERN_API lutkern_status lutkern_find_format(const char* name, lutkern_format* out);
+
+/* ---- tensors ---- */
+
+/* Fills *out and checks that nbytes is what the shape needs. data is borrowed. */
+LUTKERN_API lutkern_status lutkern_tensor_init(lutkern_tensor* out, int32_t ggml_type, int64_t experts, int64_t rows, int64_t cols,
+                                               const void* data, size_t nbytes);
+/* A view of one expert. */
+LUTKERN_API lutkern_status lutkern_tensor_expert(const lutkern_tensor* tensor, int64_t expert, lutkern_tensor* out);
+/* Bytes of one row, 0 for an unknown type or cols < 1. */
+LUTKERN_API int64_t lutkern_row_bytes(int32_t ggml_type, int64_t cols);
+
+/* ---- operations ---- */
+
+/* out: experts x rows x cols, float32. Equal to the GGUF definition to the bit. */
+LUTKERN_API lutkern_status lutkern_dequantize(const lutkern_tensor* weight, float* out, const lutkern_options* options);
+/* x has one row of cols; out[row] for row_begin <= row < row_end, indexed from row 0. The weight has one expert. */
+LUTKERN_API lutkern_status lutkern_matvec(const lutkern_tensor* weight, const lutkern_matrix* x, float* out,
+                                          const lutkern_options* options);
+/* x: tokens x cols; out: tokens x rows. */
+LUTKERN_API lutkern_status lutkern_matmul(const lutkern_tensor* weight, const lutkern_matrix* x, float* out,
+                                          const lutkern_options* options);
+LUTKERN_API lutkern_status lutkern_moe(const lutkern_moe_args* args, const lutkern_options* options);
+/* w: experts * rows x cols finite numbers; importance: null, or experts x cols numbers (others than finite and positive are replaced
+ * by the mean of the good ones of their expert, or by one; *replaced, if not null, receives how many); out: experts * rows *
+ * row_bytes bytes, undefined after a failure. */
+LUTKERN_API lutkern_status lutkern_pack(int32_t ggml_type, int64_t experts, const lutkern_matrix* w, const float* importance,
+                                        void* out, size_t out_bytes, int64_t* replaced, const lutkern_options* options);
+/* int8 activations as the kernels see them. x: one row; q: cols; scale: ceil(cols / 32). */
+LUTKERN_API lutkern_status lutkern_quantize_activations(const lutkern_matrix* x, int8_t* q, float* scale);
+
+/* ---- what runs ---- */
+
+/* Instruction set rows that this build has, best first; null past the end. */
+LUTKERN_API const char* lutkern_isa_at(int32_t index);
+/* 1 if this processor has it. */
+LUTKERN_API int32_t lutkern_isa_supported(const char* name);
+/* Starts the search for kernels at this row; null: the best that the processor has, or LUTKERN_ISA. */
+LUTKERN_API lutkern_status lutkern_use_isa(const char* name);
+LUTKERN_API const char* lutkern_current_isa(void);
+/* The row whose kernel would run, or null if the operation does not exist for the format. */
+LUTKERN_API const char* lutkern_kernel_isa(int32_t ggml_type, lutkern_operation operation);
+/* Threads of the library's own pool, the caller included. 0: LUTKERN_NUM_THREADS, or as many as the process may use. */
+LUTKERN_API lutkern_status lutkern_set_num_threads(int32_t n);
+LUTKERN_API int32_t lutkern_num_threads(void);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif /* LUTKERN_H */

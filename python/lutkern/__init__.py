@@ -1,0 +1,54 @@
+"""Runs the 1-bit and 2-bit weights of large Mixture-of-Experts models at memory speed.
+
+>>> import lutkern, numpy as np
+>>> w = np.random.default_rng(0).standard_normal((64, 512), np.float32)
+>>> t = lutkern.pack(w, "iq2_xxs")
+>>> y = lutkern.matvec(t, np.ones(512, np.float32))
+"""
+
+from __future__ import annotations
+
+from . import reference
+from ._core import version as __version__
+from .formats import Format, formats
+from .gguf import open_gguf, write_gguf
+from .moe import moe
+from .ops import dequantize, matmul, matvec, pack
+from .runtime import (
+    Device,
+    devices,
+    get_include,
+    get_library,
+    info,
+    isas,
+    num_threads,
+    set_num_threads,
+    supports,
+    use_isa,
+)
+from .tensor import PackedTensor
+
+__all__ = [
+    "Device",
+    "Format",
+    "PackedTensor",
+    "__version__",
+    "dequantize",
+    "devices",
+    "formats",
+    "get_include",
+    "get_library",
+    "info",
+    "isas",
+    "matmul",
+    "matvec",
+    "moe",
+    "num_threads",
+    "open_gguf",
+    "pack",
+    "reference",
+    "set_num_threads",
+    "supports",
+    "use_isa",
+    "write_gguf",
+]

@@ -1,0 +1,109 @@
+"""What comes in as an array, and where results go.
+
+Arrays enter through NumPy, DLPack (torch, JAX, CuPy and MLX on the CPU) or the buffer protocol, as float32, float16 or bfloat16. A
+float32 array is read in place if the numbers of a row lie side by side; any other arrangement is copied first.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from . import _core
+
+_F32, _F16, _BF16 = 0, 1, 2  # lutkern_dtype
+_EXPECTED = "expected float32, float16 or bfloat16"
+_CPU_DEVICES = (1, 3)  # kDLCPU, kDLCUDAHost
+
+
+class FloatInput(NamedTuple):
+    """Numbers for the native side: `data` holds float32, float16, or the bits of bfloat16 as uint16."""
+
+    data: npt.NDArray[Any]
+    dtype: int
+
+
+def _from_dlpack(operation: str, name: str, x: Any) -> npt.NDArray[Any]:
+    device = x.__dlpack_device__()[0]
+    if device not in _CPU_DEVICES:
+        raise RuntimeError(f"{operation}: {name} is on DLPack device {int(device)}, expected the CPU")
+    bits = _core.bfloat16_bits(x.__dlpack__())
+    if bits is not None:
+        return np.asarray(bits).view(_Bfloat16Bits)
+    return np.from_dlpack(x)
+
+
+class _Bfloat16Bits(np.ndarray[Any, Any]):
+    """A uint16 array that is known to hold bfloat16."""
+
+
+def float_input(operation: str, name: str, x: Any) -> FloatInput:
+    """Return `x` as numbers that the native side reads.
+
+    Raises
+    ------
+    TypeError
+        If the element type is another.
+    RuntimeError
+        If `x` is not in CPU memory.
+    """
+    if isinstance(x, np.ndarray):
+        array = x
+    elif hasattr(x, "__dlpack__") and hasattr(x, "__dlpack_device__"):
+        array = _from_dlpack(operation, name, x)
+    else:
+        array = np.asarray(x)
+    if array.dtype == np.float32:
+        dtype = _F32
+    elif array.dtype == np.float16:
+        dtype = _F16
+    elif isinstance(array, _Bfloat16Bits) or array.dtype.name == "bfloat16":
+        dtype = _BF16
+        array = array.view(np.uint16)
+    else:
+        raise TypeError(f"{operation}: {name} is {array.dtype}, {_EXPECTED}")
+    if not array.dtype.isnative:
+        array = array.astype(array.dtype.newbyteorder("="))
+    return FloatInput(_rows_in_place(np.asarray(array)), dtype)
+
+
+def _rows_in_place(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Return `array` if its rows can be read where they are, else a contiguous copy."""
+    item = array.dtype.itemsize
+    strides = array.strides
+    if array.ndim == 1 and strides[0] == item and array.flags.aligned:
+        return array
+    if array.ndim == 2 and strides[1] == item and strides[0] >= array.shape[1] * item and strides[0] % item == 0:
+        return array if array.flags.aligned else np.ascontiguousarray(array)
+    return np.ascontiguousarray(array)
+
+
+def output(operation: str, out: Any, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
+    """Return `out`, or a new array if it is None.
+
+    Raises
+    ------
+    TypeError
+        If `out` is not a float32 NumPy array.
+    ValueError
+        If it has another shape, is not C-contiguous, or is read-only.
+    """
+    if out is None:
+        return np.empty(shape, np.float32)
+    if not isinstance(out, np.ndarray) or out.dtype != np.float32:
+        kind = out.dtype if isinstance(out, np.ndarray) else type(out).__name__
+        raise TypeError(f"{operation}: out is {kind}, expected a float32 NumPy array")
+    if out.shape != shape:
+        raise ValueError(f"{operation}: out has shape {out.shape}, expected {shape}")
+    if not out.flags.c_contiguous or not out.flags.writeable or not out.flags.aligned:
+        raise ValueError(f"{operation}: out is read-only or not C-contiguous, expected a writable C-contiguous array")
+    return out
+
+
+def expect_dimensions(operation: str, name: str, array: npt.NDArray[Any], *expected: int) -> None:
+    """Raise ValueError unless `array` has one of the numbers of dimensions."""
+    if array.ndim not in expected:
+        wanted = " or ".join(str(n) for n in expected)
+        raise ValueError(f"{operation}: {name} has {array.ndim} dimensions, expected {wanted}")

@@ -1,0 +1,133 @@
+"""What was built, what was found, what runs."""
+
+from __future__ import annotations
+
+import os
+import platform
+from dataclasses import dataclass
+from typing import Any
+
+from . import _core
+from .formats import Format, find_format, formats
+
+_OPERATIONS = {"dequantize": 0, "matvec": 1, "matmul": 2, "moe": 3, "pack": 4}  # lutkern_operation
+_VERBS = {"dequantize": "dequantize", "matvec": "gemv", "matmul": "gemm", "moe": "gemm", "pack": "pack"}
+
+
+@dataclass(frozen=True)
+class Device:
+    """A place to run: its name, whether it is there, and what it is or why it is not."""
+
+    name: str
+    available: bool
+    detail: str
+
+
+def isas() -> tuple[str, ...]:
+    """Return the instruction set rows that this build has and this processor can run, best first."""
+    return tuple(name for name, supported in _core.isas() if supported)
+
+
+def use_isa(name: str | None) -> None:
+    """Start the search for kernels at this instruction set; None: at the best, or at ``LUTKERN_ISA``.
+
+    A format without a kernel there takes the next row down. The choice holds for the whole process.
+
+    Raises
+    ------
+    ValueError
+        If the name is unknown; the text lists the valid ones.
+    RuntimeError
+        If the processor does not have it.
+    """
+    _core.use_isa(name)
+
+
+def devices() -> tuple[Device, ...]:
+    """Return where operations can run, and why the others cannot."""
+    cpu = Device("cpu", True, f"{platform.machine()}, kernels {_core.current_isa()}, {num_threads()} threads")
+    absent = "no kernels in this build"
+    return (cpu, Device("cuda", False, absent), Device("metal", False, absent))
+
+
+def set_num_threads(n: int | None) -> None:
+    """Set the threads of the next operations, the calling one included; None: as many as the process may use.
+
+    Raises
+    ------
+    ValueError
+        If `n` is not from 1 to 1024.
+    """
+    if n is not None and n < 1:
+        raise ValueError(f"set_num_threads: got {n}, expected 1 to 1024")
+    _core.set_num_threads(n or 0)
+
+
+def num_threads() -> int:
+    """Return how many threads the next operation uses."""
+    return _core.num_threads()
+
+
+def supports(fmt: str | Format, op: str, device: str = "cpu") -> str | None:
+    """Return the name of the kernel that would run, or None.
+
+    Parameters
+    ----------
+    fmt
+        A format, or its name.
+    op
+        ``"dequantize"``, ``"matvec"``, ``"matmul"``, ``"moe"`` or ``"pack"``.
+    device
+        ``"cpu"``, ``"cuda"`` or ``"metal"``.
+
+    Raises
+    ------
+    ValueError
+        If a name is unknown.
+    """
+    fmt = find_format(fmt)
+    if op not in _OPERATIONS:
+        raise ValueError(f"supports: unknown operation {op!r}, expected one of: {', '.join(_OPERATIONS)}")
+    known = [d.name for d in devices()]
+    if device not in known:
+        raise ValueError(f"supports: unknown device {device!r}, expected one of: {', '.join(known)}")
+    isa = _core.kernel_isa(fmt.ggml_type, _OPERATIONS[op]) if device == "cpu" else None
+    return f"{_VERBS[op]}_{fmt}_{isa}" if isa else None
+
+
+def info() -> dict[str, Any]:
+    """Return what was built, what was found and what is chosen, as a dictionary that JSON can hold."""
+    return {
+        "version": _core.version,
+        "machine": platform.machine(),
+        "isa": _core.current_isa(),
+        "isas": {name: supported for name, supported in _core.isas()},
+        "threads": num_threads(),
+        "devices": {d.name: {"available": d.available, "detail": d.detail} for d in devices()},
+        "library": get_library(),
+        "include": get_include(),
+        "formats": {
+            fmt.name: {
+                "bits_per_weight": fmt.bits_per_weight,
+                "kernels": {op: supports(fmt, op) for op in _OPERATIONS},
+            }
+            for fmt in formats()
+        },
+    }
+
+
+def get_include() -> str:
+    """Return the folder of ``lutkern.h``."""
+    return os.path.join(_package_folder(), "include")
+
+
+def get_library() -> str:
+    """Return the path of the shared library that ``lutkern.h`` describes."""
+    names = ("liblutkern.so", "liblutkern.dylib")
+    folder = os.path.join(_package_folder(), "lib")
+    return next((path for name in names if os.path.exists(path := os.path.join(folder, name))), os.path.join(folder, names[0]))
+
+
+def _package_folder() -> str:
+    # The native parts lie beside the extension, which an editable install keeps apart from the Python files.
+    return os.path.dirname(os.path.abspath(_core.__file__))
