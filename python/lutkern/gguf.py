@@ -1,10 +1,12 @@
 """Reading GGUF files: memory-mapped, checked against their size, split files joined. Writing is in `gguf_write`.
 
-Errors: OSError when a file or a shard is missing or cannot be read, ValueError when its content is not a well-formed GGUF file
-(the message names the tensor or the key, and the field). Shapes here are in NumPy order, the reverse of the file's order.
+Errors: OSError when a file or a shard is missing or cannot be read, ValueError when its content is not a well-formed
+GGUF file (the message names the tensor or the key, and the field). Shapes here are in NumPy order, the reverse of the
+file's order.
 
-The operating system keeps the promise of a mapping only while the file keeps its length: a file that is truncated or rewritten
-in place while it is open can stop the process (SIGBUS). Replacing it by renaming another file over it is safe.
+The operating system keeps the promise of a mapping only while the file keeps its length: a file that is truncated or
+rewritten in place while it is open can stop the process (SIGBUS). Replacing it by renaming another file over it is
+safe.
 """
 
 from __future__ import annotations
@@ -58,11 +60,11 @@ def open_gguf(path: str | os.PathLike[str]) -> GgufFile:
 class GgufFile(Mapping[str, PackedTensor]):
     """An open GGUF file: name -> PackedTensor, without a copy. Use `open_gguf` to make one.
 
-    `f[name]` is a PackedTensor of shape (rows, cols) or (experts, rows, cols) over the mapped bytes, layout `blocks`. A tensor
-    of one dimension is one row: (1, n). Leading dimensions of size one beyond three are dropped. ValueError for more than
-    three dimensions and for a type without a format; KeyError for an unknown name.
-    `f.array(name)` gives float32 in the shape of the file. `f.tensors` lists every tensor, `f.metadata` is the metadata of the
-    first shard. After `close()` tensors that were taken out stay valid, the file object itself raises ValueError.
+    `f[name]` is a PackedTensor of shape (rows, cols) or (experts, rows, cols) over the mapped bytes, layout `blocks`.
+    A tensor of one dimension is one row: (1, n). Leading dimensions of size one beyond three are dropped. ValueError
+    for more than three dimensions and for a type without a format; KeyError for an unknown name. `f.array(name)`
+    gives float32 in the shape of the file. `f.tensors` lists every tensor, `f.metadata` is the metadata of the first
+    shard. After `close()` tensors that were taken out stay valid, the file object itself raises ValueError.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -90,6 +92,7 @@ class GgufFile(Mapping[str, PackedTensor]):
 
     @property
     def version(self) -> int:
+        """Version of the (first) file, 2 or 3."""
         return self._opened()[0].version
 
     @property
@@ -166,7 +169,7 @@ class GgufFile(Mapping[str, PackedTensor]):
         return self._opened()[info.shard].source
 
     def _blocks(self, name: str) -> tuple[TensorInfo, Format, npt.NDArray[np.uint8]]:
-        """The tensor's info, its format, its bytes as a read-only view of the mapping."""
+        """Look up a tensor: its info, its format, its bytes as a read-only view of the mapping."""
         self._opened()
         info = self._tensors[name]
         source = self._source(info)

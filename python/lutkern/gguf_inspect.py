@@ -17,9 +17,10 @@ MAX_ITEMS = 8  # of an array that are shown
 def inspect_gguf(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Metadata, tensors and sums of a GGUF file (all shards) as dicts, lists, str, int, float and None.
 
-    Keys: "files", "version", "alignment", "metadata" (an array of more than 8 items is {"length", "first"}), "tensors" (name,
-    format, shape, bytes, bits_per_weight, kernel: of matvec on this CPU, None when there is none), "formats" (per format:
-    tensors, weights, bytes, bits_per_weight), "weights", "bytes", "bits_per_weight". Raises OSError and ValueError as `open_gguf`.
+    Keys: "files", "version", "alignment", "metadata" (an array of more than 8 items is {"length", "first"}), "tensors"
+    (name, format, shape, bytes, bits_per_weight, kernel: of matvec on this CPU, None when there is none), "formats"
+    (per format: tensors, weights, bytes, bits_per_weight), "weights", "bytes", "bits_per_weight". Raises OSError and
+    ValueError as `open_gguf` does.
     """
     with open_gguf(path) as file:
         infos = list(file.tensors.values())
@@ -60,7 +61,7 @@ def _metadata(file: GgufFile) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """A metadata value for JSON: arrays shortened, a number that is not finite as text."""
+    """Make a metadata value fit for JSON: arrays shortened, a number that is not finite as text."""
     if isinstance(value, (list, np.ndarray)):
         first = [_plain(item.item() if isinstance(item, np.generic) else item) for item in value[:MAX_ITEMS]]
         return first if len(value) <= MAX_ITEMS else {"length": len(value), "first": first}

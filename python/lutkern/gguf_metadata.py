@@ -1,17 +1,20 @@
 """The bytes of one GGUF file, and its metadata: located once at opening, decoded key by key at first access.
 
-A GGUF file is untrusted. `Source` is the only place that reads integers and strings out of it, and every read is checked
-against the size of the file first. Counts are checked against the bytes that are left before anything loops over them.
+A GGUF file is untrusted. `Source` is the only place that reads integers and strings out of it, and every read is
+checked against the size of the file first. Counts are checked against the bytes that are left before anything loops
+over them.
 
-A metadata entry is: u64 key length, key, u32 value type, value. A string is u64 length, bytes (UTF-8). An array is u32 item
-type, u64 count, items. All integers are little endian.
+A metadata entry is: u64 key length, key, u32 value type, value. A string is u64 length, bytes (UTF-8). An array is
+u32 item type, u64 count, items. All integers are little endian.
 """
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import struct
 from collections.abc import Iterator, Mapping
+from operator import length_hint
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -61,6 +64,7 @@ class Source:
         self.items_left = MAX_ITEMS
 
     def error(self, text: str) -> ValueError:
+        """Make the error for this file."""
         return ValueError(f"open_gguf: {self.name}: {text}")
 
     def need(self, pos: int, n_bytes: int, field: str) -> None:
@@ -69,15 +73,17 @@ class Source:
             raise self.error(f"{field} needs {n_bytes} bytes at byte {pos}, the file has {self.size}")
 
     def u32(self, pos: int, field: str) -> int:
+        """Read the unsigned 32-bit integer at `pos`."""
         self.need(pos, 4, field)
         return int(_U32.unpack_from(self.buffer, pos)[0])
 
     def u64(self, pos: int, field: str) -> int:
+        """Read the unsigned 64-bit integer at `pos`."""
         self.need(pos, 8, field)
         return int(_U64.unpack_from(self.buffer, pos)[0])
 
     def text(self, pos: int, n_bytes: int, field: str) -> str:
-        """The `n_bytes` bytes at `pos` as text; the caller has checked that they lie in the file."""
+        """Decode the `n_bytes` bytes at `pos`; the caller has checked that they lie in the file."""
         try:
             return self.buffer[pos : pos + n_bytes].decode("utf-8")
         except UnicodeDecodeError as error:
@@ -85,7 +91,7 @@ class Source:
             raise self.error(f"{field} has byte 0x{byte:02x} at {error.start}, expected UTF-8") from None
 
     def short_string(self, pos: int, field: str) -> tuple[str, int]:
-        """A key or tensor name at `pos`, and the position after it."""
+        """Read a key or tensor name at `pos`; also the position after it."""
         length = self.u64(pos, f"{field} length")
         limit = min(MAX_NAME_BYTES, self.size - pos - 8)
         if length > limit:
@@ -93,7 +99,7 @@ class Source:
         return self.text(pos + 8, length, field), pos + 8 + length
 
     def count(self, pos: int, field: str, min_bytes: int) -> int:
-        """A number of entries that take at least `min_bytes` each."""
+        """Read a number of entries that take at least `min_bytes` each."""
         count = self.u64(pos, field)
         limit = min(MAX_ENTRIES, (self.size - pos - 8) // min_bytes)
         if count > limit:
@@ -108,7 +114,7 @@ class Source:
 
 
 class Entry(NamedTuple):
-    """Where a value lies: its type, the type of its items (arrays only), its first byte, its item count (arrays only)."""
+    """Where a value lies: its type, its first byte; for an array also the type and the number of its items."""
 
     value_type: int
     item_type: int
@@ -117,7 +123,7 @@ class Entry(NamedTuple):
 
 
 def _locate(source: Source, pos: int, value_type: int, field: str, depth: int) -> tuple[Entry, int]:
-    """The entry of the value at `pos`, and the position after it, all of it inside the file."""
+    """Find the end of the value at `pos` and check that it lies in the file; its entry, and the position after it."""
     dtype = SCALAR_DTYPES.get(value_type)
     if dtype is not None:
         source.need(pos, dtype.itemsize, field)
@@ -150,26 +156,25 @@ def _locate(source: Source, pos: int, value_type: int, field: str, depth: int) -
 
 
 def _skip_strings(source: Source, pos: int, count: int, field: str) -> int:
-    """The position after `count` strings.
+    """Find the position after `count` strings.
 
-    A vocabulary has 10^5 of them and this loop is most of the time that opening a file takes, so it does nothing but add up
-    lengths: `unpack_from` refuses a length outside of the buffer, the end is checked once.
+    A vocabulary has 10^5 of them and this loop is most of the time that opening a file takes, so it does nothing but
+    add up lengths: `unpack_from` refuses a length outside of the buffer, the end is checked once.
     """
     source.need(pos, count * 8, field)
     source.walk(count, field)
-    unpack, buffer, index = _U64.unpack_from, source.buffer, 0
-    try:
-        for index in range(count):
+    unpack, buffer, indices = _U64.unpack_from, source.buffer, iter(range(count))
+    with contextlib.suppress(struct.error, OverflowError):
+        for _ in indices:
             pos += unpack(buffer, pos)[0] + 8
-    except (struct.error, OverflowError, ValueError):
-        pos = source.size + 1
-    if pos > source.size:
-        raise source.error(f"{field} runs past the end of the file, at string {index} of {count}")
-    return pos
+        if pos <= source.size:
+            return pos
+    index = count - 1 - length_hint(indices)
+    raise source.error(f"{field} runs past the end of the file, at string {index} of {count}")
 
 
 def read_entries(source: Source, pos: int, count: int) -> tuple[dict[str, Entry], int]:
-    """Locate `count` metadata entries from `pos` on; the position after them. ValueError for whatever is not well formed."""
+    """Locate `count` metadata entries from `pos` on; the position after them. ValueError if not well formed."""
     entries: dict[str, Entry] = {}
     for index in range(count):
         key, pos = source.short_string(pos, f"metadata key {index}")
@@ -184,8 +189,9 @@ def read_entries(source: Source, pos: int, count: int) -> tuple[dict[str, Entry]
 class Metadata(Mapping[str, MetadataValue]):
     """The metadata of a GGUF file: keys known at once, values decoded at first access and kept.
 
-    Scalars are str, bool, int and float; arrays of numbers are NumPy arrays of the file's dtype, arrays of strings and nested
-    arrays are lists. ValueError for text that is not UTF-8, and after the file was closed (copy with `dict(...)` before).
+    Scalars are str, bool, int and float; arrays of numbers are NumPy arrays of the file's dtype, arrays of strings
+    and nested arrays are lists. ValueError for text that is not UTF-8, and after the file was closed (copy with
+    `dict(...)` before).
     """
 
     def __init__(self, source: Source, entries: dict[str, Entry]) -> None:
@@ -215,7 +221,7 @@ class Metadata(Mapping[str, MetadataValue]):
         return f"<Metadata: {'closed' if self._source is None else f'{len(self._entries)} keys'}>"
 
     def value_type(self, key: str) -> tuple[int, int | None]:
-        """The GGUF value type of `key`, and for an array the type of its items."""
+        """Look up the GGUF value type of `key`, and for an array the type of its items."""
         entry = self._entries[key]
         return entry.value_type, entry.item_type if entry.value_type == ARRAY else None
 
@@ -230,7 +236,7 @@ class Metadata(Mapping[str, MetadataValue]):
 
 
 def _decode(source: Source, entry: Entry, field: str) -> tuple[MetadataValue, int]:
-    """The value of an entry that `_locate` has checked, and the position after it."""
+    """Decode an entry that `_locate` has checked; its value, and the position after it."""
     value_type, item_type, start, count = entry
     if value_type == STRING:
         strings, end = _decode_strings(source, start, 1, field)
@@ -254,7 +260,7 @@ def _decode(source: Source, entry: Entry, field: str) -> tuple[MetadataValue, in
 
 
 def _numbers(source: Source, start: int, count: int, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
-    """`count` numbers as an array of their own: aligned, writable, independent of the file. A bool is any byte but 0."""
+    """Copy `count` numbers into an array: aligned, writable, independent of the file. A bool is any byte but 0."""
     if count == 0:
         return np.empty(0, dtype)
     if dtype.kind == "b":

@@ -1,11 +1,13 @@
 """One GGUF file: mapped, its header, metadata locations and tensor infos checked against its size.
 
-A file is: magic, u32 version, u64 tensor count, u64 metadata count, metadata, tensor infos, padding, tensor data. A tensor info
-is: name, u32 number of dimensions, u64 per dimension (columns first), u32 ggml type, u64 offset from the start of the data.
+A file is: magic, u32 version, u64 tensor count, u64 metadata count, metadata, tensor infos, padding, tensor data. A
+tensor info is: name, u32 number of dimensions, u64 per dimension (columns first), u32 ggml type, u64 offset from the
+start of the data.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import math
 import mmap
@@ -25,7 +27,8 @@ MAX_DIMS = 4
 MIN_TENSOR_BYTES = 32  # of a tensor info: empty name, one dimension
 DEFAULT_ALIGNMENT = 32
 
-# Types that occur in files and have no lutkern format: name, weights per block, bytes per block. Their tensors are listed.
+# Types that occur in files and have no lutkern format: name, weights per block, bytes per block. Their tensors are
+# listed.
 OTHER_TYPES: dict[int, tuple[str, int, int]] = {
     9: ("q8_1", 32, 36),
     15: ("q8_k", 256, 292),
@@ -61,6 +64,7 @@ class TensorInfo:
 
     @property
     def n_weights(self) -> int:
+        """Number of weights: the product of the shape."""
         return math.prod(self.shape)
 
 
@@ -76,10 +80,8 @@ class Shard(NamedTuple):
     def close(self) -> None:
         """Let go of the mapping. It ends now, or with the last tensor that looks into it."""
         self.metadata._close()
-        try:
+        with contextlib.suppress(BufferError):
             self.source.buffer.close()
-        except BufferError:
-            pass
 
 
 def _map(path: str) -> Source:

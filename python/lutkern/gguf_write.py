@@ -1,7 +1,8 @@
 """Writing GGUF files through the `gguf` package's writer (extra `[gguf]`), by a temporary file beside the target.
 
-Everything is checked before the first byte is written, the file is renamed to its name when it is complete and on the disk.
-An interruption leaves the old file, or none; what a killed process can leave is a hidden `.NAME.*.part` beside it.
+Everything is checked before the first byte is written, the file is renamed to its name when it is complete and on the
+disk. An interruption leaves the old file, or none; what a killed process can leave is a hidden `.NAME.*.part` beside
+it.
 """
 
 from __future__ import annotations
@@ -43,13 +44,14 @@ def write_gguf(
     path
         The file; its folder exists.
     tensors
-        Name -> PackedTensor of any layout and device (written as its GGUF bytes), or float32 or float16 ndarray of 1 to 4
-        dimensions. A PackedTensor of one row is written with one dimension.
+        Name -> PackedTensor of any layout and device (written as its GGUF bytes), or float32 or float16 ndarray of 1
+        to 4 dimensions. A PackedTensor of one row is written with one dimension.
     metadata
-        Key -> str, bool, int, float, NumPy scalar, or a non-empty list or 1-D array of one kind of them; "general.architecture" is
-        required. A NumPy value keeps its type, and so does all of a file's `metadata` when it is given as it is. Otherwise an int
-        is uint32 (int32 when negative, 64 bits when it needs them), ints of a list are int32, a float is float32. The keys of a
-        split file ("split.no", "split.count", "split.tensors.count") are left out.
+        Key -> str, bool, int, float, NumPy scalar, or a non-empty list or 1-D array of one kind of them;
+        "general.architecture" is required. A NumPy value keeps its type, and so does all of a file's `metadata` when
+        it is given as it is. Otherwise an int is uint32 (int32 when negative, 64 bits when it needs them), ints of a
+        list are int32, a float is float32. The keys of a split file ("split.no", "split.count",
+        "split.tensors.count") are left out.
 
     Raises
     ------
@@ -125,7 +127,7 @@ def _add_metadata(writer: gguf.GGUFWriter, key: str, metadata: Mapping[str, Any]
 
 
 def _typed(value: Any, field: str) -> _Typed:
-    """The value as plain Python objects, with its GGUF types."""
+    """Turn a value into plain Python objects with its GGUF types."""
     if isinstance(value, str):
         return _utf8(value, field), STRING, None
     if isinstance(value, (np.ndarray, np.generic)):
@@ -149,7 +151,7 @@ def _typed(value: Any, field: str) -> _Typed:
 
 
 def _typed_list(items: list[Any], field: str) -> _Typed:
-    """A list of one kind: text, bool, int, float (with ints among them), NumPy scalars of one dtype, or lists."""
+    """Type a list of one kind: text, bool, int, float (with ints among them), NumPy scalars of one dtype, or lists."""
     if all(isinstance(item, str) for item in items):
         return [_utf8(item, field) for item in items], ARRAY, None
     if all(isinstance(item, np.generic) for item in items) and len({item.dtype for item in items}) == 1:
@@ -168,7 +170,7 @@ def _typed_list(items: list[Any], field: str) -> _Typed:
 
 
 def _nested(value: Any, field: str) -> list[Any]:
-    """A list inside a list; the writer gives its numbers the types int32 and float32."""
+    """Check a list inside a list; the writer gives its numbers the types int32 and float32."""
     items, _, item_type = _typed(value.tolist() if isinstance(value, np.ndarray) else value, field)
     if item_type not in (None, INT32, FLOAT32, BOOL):
         raise ValueError(f"{field} has an int beyond 32 bits in a nested list, expected int32")
@@ -190,7 +192,7 @@ def _utf8(text: str, field: str) -> str:
 
 
 def _int_type(values: list[int], types: tuple[int, ...], field: str) -> int:
-    """The first of `types` that holds all values."""
+    """Choose the first of `types` that holds all values."""
     low, high = min(values), max(values)
     for value_type in types:
         limits = np.iinfo(SCALAR_DTYPES[value_type])
@@ -238,7 +240,7 @@ def _add_tensor_info(writer: gguf.GGUFWriter, name: str, tensor: PackedTensor | 
 
 
 def _data(tensor: PackedTensor | npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """What is written of a tensor; one tensor at a time, so that a repacked model needs no second copy in memory."""
+    """Get the array to write; one tensor at a time, so that a repacked model needs no second copy in memory."""
     if isinstance(tensor, np.ndarray):
         return np.ascontiguousarray(tensor, tensor.dtype.newbyteorder("="))
     return tensor.blocks()
