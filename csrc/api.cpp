@@ -29,9 +29,7 @@ __attribute__((format(printf, 2, 3))) lutkern_status fail(lutkern_status status,
 
 long long number(int64_t n) { return static_cast<long long>(n); }
 
-lutkern_status no_memory(const char* op) {
-  return fail(LUTKERN_ERROR_MEMORY, "%s: no memory for scratch", op);
-}
+lutkern_status no_memory(const char* op) { return fail(LUTKERN_ERROR_MEMORY, "%s: no memory for scratch", op); }
 
 void list_isas(char* text, size_t size) {
   text[0] = '\0';
@@ -54,7 +52,8 @@ lutkern_status check_isa(const char* source, const char* name) {
   return fail(LUTKERN_ERROR_VALUE, "%s: unknown ISA '%.32s', expected one of: %s", source, name, names);
 }
 
-// Environment variables are read once, at the first operation; a wrong one is an error of every operation until the program chooses.
+// Environment variables are read once, at the first operation; a wrong one is an error of every operation until the
+// program chooses.
 struct Environment {
   lutkern_status status = LUTKERN_OK;
   char text[sizeof(g_error)] = "";
@@ -104,7 +103,8 @@ int64_t row_bytes_of(const FormatInfo& info, int64_t cols) {
 lutkern_status check_shape(const char* op, int64_t experts, int64_t rows, int64_t cols) {
   const bool positive = experts >= 1 && rows >= 1 && cols >= 1;
   if (!positive || experts > kMaxElements / rows || experts * rows > kMaxElements / cols) {
-    return fail(LUTKERN_ERROR_VALUE, "%s: shape is %lld x %lld x %lld, expected sizes of at least 1 and at most 2^46 weights", op,
+    return fail(LUTKERN_ERROR_VALUE,
+                "%s: shape is %lld x %lld x %lld, expected sizes of at least 1 and at most 2^46 weights", op,
                 number(experts), number(rows), number(cols));
   }
   return LUTKERN_OK;
@@ -122,21 +122,27 @@ lutkern_status check_weight(const char* op, const char* what, const lutkern_tens
   const int64_t row_bytes = row_bytes_of(*info, t->cols);
   const int64_t expected = t->experts * t->rows * row_bytes;
   if (t->nbytes != static_cast<size_t>(expected)) {
-    return fail(LUTKERN_ERROR_VALUE, "%s: %s has %zu bytes, %s of %lld x %lld x %lld needs %lld", op, what, t->nbytes, info->name,
-                number(t->experts), number(t->rows), number(t->cols), number(expected));
+    return fail(LUTKERN_ERROR_VALUE, "%s: %s has %zu bytes, %s of %lld x %lld x %lld needs %lld", op, what, t->nbytes,
+                info->name, number(t->experts), number(t->rows), number(t->cols), number(expected));
   }
-  *out = Weight{id, t->experts, t->rows, t->cols, row_bytes / info->block_bytes * info->block_size, row_bytes,
+  *out = Weight{id,
+                t->experts,
+                t->rows,
+                t->cols,
+                row_bytes / info->block_bytes * info->block_size,
+                row_bytes,
                 static_cast<const uint8_t*>(t->data)};
   return LUTKERN_OK;
 }
 
 lutkern_status check_matrix(const char* op, const char* what, const lutkern_matrix& m, Matrix* out) {
   if (m.dtype < LUTKERN_F32 || m.dtype > LUTKERN_BF16) {
-    return fail(LUTKERN_ERROR_TYPE, "%s: %s has the dtype %d, expected float32, float16 or bfloat16", op, what, m.dtype);
+    return fail(LUTKERN_ERROR_TYPE, "%s: %s has the dtype %d, expected float32, float16 or bfloat16", op, what,
+                m.dtype);
   }
   if (m.rows < 0 || m.cols < 0 || (m.rows > 1 && m.row_stride < m.cols)) {
-    return fail(LUTKERN_ERROR_VALUE, "%s: %s is %lld x %lld with a row stride of %lld", op, what, number(m.rows), number(m.cols),
-                number(m.row_stride));
+    return fail(LUTKERN_ERROR_VALUE, "%s: %s is %lld x %lld with a row stride of %lld", op, what, number(m.rows),
+                number(m.cols), number(m.row_stride));
   }
   if (!m.data && m.rows * m.cols > 0) return fail(LUTKERN_ERROR_VALUE, "%s: %s is null", op, what);
   *out = Matrix{m.data, static_cast<Dtype>(m.dtype), m.rows, m.cols, m.row_stride};
@@ -159,20 +165,25 @@ lutkern_status multiply(const char* op, const lutkern_tensor* weight, const lutk
   if (!x) return fail(LUTKERN_ERROR_VALUE, "%s: x is null", op);
   if (const lutkern_status status = check_matrix(op, "x", *x, &m)) return status;
   if (w.experts != 1) {
-    return fail(LUTKERN_ERROR_VALUE, "%s: the weight has %lld experts, expected one matrix: index it", op, number(w.experts));
+    return fail(LUTKERN_ERROR_VALUE, "%s: the weight has %lld experts, expected one matrix: index it", op,
+                number(w.experts));
   }
   if (one_row && m.rows != 1) return fail(LUTKERN_ERROR_VALUE, "%s: x has %lld rows, expected 1", op, number(m.rows));
   if (m.cols != w.cols) {
     return fail(LUTKERN_ERROR_VALUE, "%s: x has %lld columns, the weight has %lld", op, number(m.cols), number(w.cols));
   }
-  if (m.rows > INT32_MAX) return fail(LUTKERN_ERROR_VALUE, "%s: x has %lld tokens, expected less than 2^31", op, number(m.rows));
+  if (m.rows > INT32_MAX) {
+    return fail(LUTKERN_ERROR_VALUE, "%s: x has %lld tokens, expected less than 2^31", op, number(m.rows));
+  }
   const int64_t begin = options ? options->row_begin : 0;
   const int64_t end = options && options->row_end ? options->row_end : w.rows;
   if (begin < 0 || begin > end || end > w.rows) {
-    return fail(LUTKERN_ERROR_VALUE, "%s: rows %lld to %lld, the weight has %lld", op, number(begin), number(end), number(w.rows));
+    return fail(LUTKERN_ERROR_VALUE, "%s: rows %lld to %lld, the weight has %lld", op, number(begin), number(end),
+                number(w.rows));
   }
   if (!out && m.rows > 0) return fail(LUTKERN_ERROR_VALUE, "%s: out is null", op);
-  return m.rows == 0 || matmul(w, m, exact_of(options), begin, end, out, runner_of(options)) ? LUTKERN_OK : no_memory(op);
+  return m.rows == 0 || matmul(w, m, exact_of(options), begin, end, out, runner_of(options)) ? LUTKERN_OK
+                                                                                             : no_memory(op);
 }
 
 lutkern_status check_moe_shapes(const Weight* gate, const Weight& up, const Weight& down, const Matrix& x) {
@@ -180,20 +191,21 @@ lutkern_status check_moe_shapes(const Weight* gate, const Weight& up, const Weig
   const char* names[] = {"gate", "down"};
   for (int i = 0; i < 2; ++i) {
     if (projections[i] && projections[i]->experts != up.experts) {
-      return fail(LUTKERN_ERROR_VALUE, "moe: %s has %lld experts, up has %lld", names[i], number(projections[i]->experts),
-                  number(up.experts));
+      return fail(LUTKERN_ERROR_VALUE, "moe: %s has %lld experts, up has %lld", names[i],
+                  number(projections[i]->experts), number(up.experts));
     }
   }
   if (gate && (gate->rows != up.rows || gate->cols != up.cols)) {
-    return fail(LUTKERN_ERROR_VALUE, "moe: gate is %lld x %lld, up is %lld x %lld", number(gate->rows), number(gate->cols),
-                number(up.rows), number(up.cols));
+    return fail(LUTKERN_ERROR_VALUE, "moe: gate is %lld x %lld, up is %lld x %lld", number(gate->rows),
+                number(gate->cols), number(up.rows), number(up.cols));
   }
   if (down.cols != up.rows || down.rows != up.cols) {
-    return fail(LUTKERN_ERROR_VALUE, "moe: down is %lld x %lld, expected %lld x %lld, the transpose of up", number(down.rows),
-                number(down.cols), number(up.cols), number(up.rows));
+    return fail(LUTKERN_ERROR_VALUE, "moe: down is %lld x %lld, expected %lld x %lld, the transpose of up",
+                number(down.rows), number(down.cols), number(up.cols), number(up.rows));
   }
   if (x.cols != up.cols) {
-    return fail(LUTKERN_ERROR_VALUE, "moe: x has %lld columns, the hidden size of up is %lld", number(x.cols), number(up.cols));
+    return fail(LUTKERN_ERROR_VALUE, "moe: x has %lld columns, the hidden size of up is %lld", number(x.cols),
+                number(up.cols));
   }
   return LUTKERN_OK;
 }
@@ -210,8 +222,8 @@ lutkern_status check_moe(const lutkern_moe_args& a, Weight* gate, Weight* up, We
     return fail(LUTKERN_ERROR_VALUE, "moe: unknown activation %d", a.activation);
   }
   if (a.k < 0 || (a.k > 0 && x->rows > INT32_MAX / a.k)) {
-    return fail(LUTKERN_ERROR_VALUE, "moe: %lld tokens of %lld experts each, expected less than 2^31 pairs", number(x->rows),
-                number(a.k));
+    return fail(LUTKERN_ERROR_VALUE, "moe: %lld tokens of %lld experts each, expected less than 2^31 pairs",
+                number(x->rows), number(a.k));
   }
   const int64_t pairs = x->rows * a.k;
   if (pairs > 0 && (!a.expert_ids || !a.expert_weights)) {
@@ -220,22 +232,23 @@ lutkern_status check_moe(const lutkern_moe_args& a, Weight* gate, Weight* up, We
   if (!a.out && x->rows > 0) return fail(LUTKERN_ERROR_VALUE, "moe: out is null");
   for (int64_t i = 0; i < pairs; ++i) {
     if (a.expert_ids[i] < 0 || a.expert_ids[i] >= up->experts) {
-      return fail(LUTKERN_ERROR_VALUE, "moe: expert_ids[%lld, %lld] is %d, expected 0 to %lld", number(i / a.k), number(i % a.k),
-                  a.expert_ids[i], number(up->experts - 1));
+      return fail(LUTKERN_ERROR_VALUE, "moe: expert_ids[%lld, %lld] is %d, expected 0 to %lld", number(i / a.k),
+                  number(i % a.k), a.expert_ids[i], number(up->experts - 1));
     }
   }
   return LUTKERN_OK;
 }
 
-lutkern_status check_pack(int32_t ggml_type, int64_t experts, const lutkern_matrix* w, const void* out, size_t out_bytes,
-                          FormatId* format, Matrix* m) {
+lutkern_status check_pack(int32_t ggml_type, int64_t experts, const lutkern_matrix* w, const void* out,
+                          size_t out_bytes, FormatId* format, Matrix* m) {
   const FormatInfo* info = find_type(ggml_type, format);
   if (!info) return fail(LUTKERN_ERROR_VALUE, "pack: unknown ggml type %d", ggml_type);
   if (!packer(*format).row) return fail(LUTKERN_ERROR_VALUE, "pack: %s can be read but not packed", info->name);
   if (!w || !out) return fail(LUTKERN_ERROR_VALUE, "pack: w or out is null");
   if (const lutkern_status status = check_matrix("pack", "w", *w, m)) return status;
   if (experts < 1 || m->rows % experts != 0) {
-    return fail(LUTKERN_ERROR_VALUE, "pack: w has %lld rows, expected a multiple of %lld experts", number(m->rows), number(experts));
+    return fail(LUTKERN_ERROR_VALUE, "pack: w has %lld rows, expected a multiple of %lld experts", number(m->rows),
+                number(experts));
   }
   if (const lutkern_status status = check_shape("pack", experts, m->rows / experts, m->cols)) return status;
   const int64_t expected = m->rows * row_bytes_of(*info, m->cols);
@@ -295,7 +308,8 @@ lutkern_status lutkern_tensor_expert(const lutkern_tensor* tensor, int64_t exper
   Weight w{};
   if (const lutkern_status status = check_weight("tensor", "the weight", tensor, &w)) return status;
   if (expert < 0 || expert >= w.experts || !out) {
-    return fail(LUTKERN_ERROR_VALUE, "tensor: expert is %lld, expected 0 to %lld", number(expert), number(w.experts - 1));
+    return fail(LUTKERN_ERROR_VALUE, "tensor: expert is %lld, expected 0 to %lld", number(expert),
+                number(w.experts - 1));
   }
   *out = *tensor;
   out->experts = 1;
@@ -330,13 +344,21 @@ lutkern_status lutkern_moe(const lutkern_moe_args* args, const lutkern_options* 
   Weight down{};
   Matrix x{};
   if (const lutkern_status status = check_moe(*args, &gate, &up, &down, &x)) return status;
-  const MoeWork work{args->gate ? &gate : nullptr, &up, &down, x, args->expert_ids, args->expert_weights, args->k,
-                     static_cast<Activation>(args->activation), exact_of(options), args->out};
+  const MoeWork work{args->gate ? &gate : nullptr,
+                     &up,
+                     &down,
+                     x,
+                     args->expert_ids,
+                     args->expert_weights,
+                     args->k,
+                     static_cast<Activation>(args->activation),
+                     exact_of(options),
+                     args->out};
   return x.rows == 0 || moe(work, runner_of(options)) ? LUTKERN_OK : no_memory("moe");
 }
 
-lutkern_status lutkern_pack(int32_t ggml_type, int64_t experts, const lutkern_matrix* w, const float* importance, void* out,
-                            size_t out_bytes, int64_t* replaced, const lutkern_options* options) {
+lutkern_status lutkern_pack(int32_t ggml_type, int64_t experts, const lutkern_matrix* w, const float* importance,
+                            void* out, size_t out_bytes, int64_t* replaced, const lutkern_options* options) {
   if (const lutkern_status status = check_environment()) return status;
   FormatId format{};
   Matrix m{};
@@ -354,8 +376,8 @@ lutkern_status lutkern_pack(int32_t ggml_type, int64_t experts, const lutkern_ma
       return fail(LUTKERN_ERROR_VALUE, "pack: w[%lld, %lld] is not finite, expected finite weights", number(result.row),
                   number(result.col));
     case PackOutcome::too_large:
-      return fail(LUTKERN_ERROR_VALUE, "pack: row %lld of w reaches %g, too large for the fp16 scale of %s", number(result.row),
-                  static_cast<double>(result.magnitude), name);
+      return fail(LUTKERN_ERROR_VALUE, "pack: row %lld of w reaches %g, too large for the fp16 scale of %s",
+                  number(result.row), static_cast<double>(result.magnitude), name);
   }
   return LUTKERN_OK;
 }
@@ -365,7 +387,9 @@ lutkern_status lutkern_quantize_activations(const lutkern_matrix* x, int8_t* q, 
   if (!x || !q || !scale) return fail(LUTKERN_ERROR_VALUE, "quantize_activations: x, q or scale is null");
   Matrix m{};
   if (const lutkern_status status = check_matrix("quantize_activations", "x", *x, &m)) return status;
-  if (m.rows != 1) return fail(LUTKERN_ERROR_VALUE, "quantize_activations: x has %lld rows, expected 1", number(m.rows));
+  if (m.rows != 1) {
+    return fail(LUTKERN_ERROR_VALUE, "quantize_activations: x has %lld rows, expected 1", number(m.rows));
+  }
   quantize_row(m, q, scale);
   return LUTKERN_OK;
 }

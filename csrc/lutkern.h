@@ -1,11 +1,11 @@
 /* lutkern: 1-bit and 2-bit codebook weights of Mixture-of-Experts models, at memory speed. The C API.
  *
- * A weight is a view: packed bytes that the caller keeps alive, and what they mean. Nothing here owns memory. Formats are named by
- * their ggml type number, the one that GGUF files store. rows are outputs, cols are inputs; a weight of experts > 1 is experts
- * matrices one after another.
+ * A weight is a view: packed bytes that the caller keeps alive, and what they mean. Nothing here owns memory. Formats
+ * are named by their ggml type number, the one that GGUF files store. rows are outputs, cols are inputs; a weight of
+ * experts > 1 is experts matrices one after another.
  *
- * Every function that returns lutkern_status checks its arguments before it does anything; on failure nothing is written to the
- * outputs and lutkern_last_error() holds one line of text. All functions may be called from any thread.
+ * Every function that returns lutkern_status checks its arguments before it does anything; on failure nothing is
+ * written to the outputs and lutkern_last_error() holds one line of text. All functions may be called from any thread.
  */
 #ifndef LUTKERN_H
 #define LUTKERN_H
@@ -46,10 +46,10 @@ typedef enum lutkern_operation {
 } lutkern_operation;
 
 typedef enum lutkern_activation {
-  LUTKERN_ACTIVATION_NONE = 0,  /* h = g * u */
-  LUTKERN_ACTIVATION_SILU = 1,  /* h = g / (1 + exp(-g)) * u */
-  LUTKERN_ACTIVATION_GELU = 2,  /* h = g / 2 * (1 + tanh(sqrt(2 / pi) * (g + 0.044715 g^3))) * u */
-  LUTKERN_ACTIVATION_RELU2 = 3  /* h = max(g, 0)^2 * u */
+  LUTKERN_ACTIVATION_NONE = 0, /* h = g * u */
+  LUTKERN_ACTIVATION_SILU = 1, /* h = g / (1 + exp(-g)) * u */
+  LUTKERN_ACTIVATION_GELU = 2, /* h = g / 2 * (1 + tanh(sqrt(2 / pi) * (g + 0.044715 g^3))) * u */
+  LUTKERN_ACTIVATION_RELU2 = 3 /* h = max(g, 0)^2 * u */
 } lutkern_activation;
 
 typedef struct lutkern_format {
@@ -61,7 +61,7 @@ typedef struct lutkern_format {
   int32_t can_pack;    /* 1: lutkern_pack writes it */
 } lutkern_format;
 
-/* A packed weight. row_bytes = ceil(cols / block_size) * block_bytes; a last block that reaches past cols holds padding. */
+/* A packed weight. row_bytes = ceil(cols / block_size) * block_bytes; a last block that reaches past cols is padded. */
 typedef struct lutkern_tensor {
   int32_t ggml_type;
   int32_t layout; /* lutkern_layout */
@@ -84,11 +84,11 @@ typedef struct lutkern_matrix {
 /* Work on the items begin <= i < end. */
 typedef void (*lutkern_range_fn)(void* state, int64_t begin, int64_t end);
 
-/* Must call fn so that every item of 0..n-1 is worked on exactly once, in ranges of any size, from any threads, and return when
- * all calls have returned. grain is the number of items that is worth one call. */
+/* Must call fn so that every item of 0..n-1 is worked on exactly once, in ranges of any size, from any threads, and
+ * return when all calls have returned. grain is the number of items that is worth one call. */
 typedef void (*lutkern_parallel_for)(void* context, int64_t n, int64_t grain, lutkern_range_fn fn, void* state);
 
-/* How to run. A null pointer or a zeroed struct is the default: int8 activations, all rows, the library's own threads. */
+/* How to run. A null pointer or a zeroed struct is the default: int8 activations, all rows, the library's threads. */
 typedef struct lutkern_options {
   int32_t exact;                     /* 1: float activations instead of int8 */
   int64_t row_begin;                 /* matvec, matmul: first row */
@@ -98,9 +98,9 @@ typedef struct lutkern_options {
   void* parallel_context;
 } lutkern_options;
 
-/* y[t] = sum over k of expert_weights[t, k] * down[e] h, h = activation(gate[e] x[t]) * (up[e] x[t]), e = expert_ids[t, k].
- * gate may be null: h = activation(up[e] x[t]). gate and up are experts x inter x hidden, down is experts x hidden x inter; each
- * has its own format. */
+/* y[t] = sum over k of expert_weights[t, k] * down[e] h, h = activation(gate[e] x[t]) * (up[e] x[t]),
+ * e = expert_ids[t, k]. gate may be null: h = activation(up[e] x[t]). gate and up are experts x inter x hidden, down is
+ * experts x hidden x inter; each has its own format. */
 typedef struct lutkern_moe_args {
   const lutkern_tensor* gate;
   const lutkern_tensor* up;
@@ -127,8 +127,8 @@ LUTKERN_API lutkern_status lutkern_find_format(const char* name, lutkern_format*
 /* ---- tensors ---- */
 
 /* Fills *out and checks that nbytes is what the shape needs. data is borrowed. */
-LUTKERN_API lutkern_status lutkern_tensor_init(lutkern_tensor* out, int32_t ggml_type, int64_t experts, int64_t rows, int64_t cols,
-                                               const void* data, size_t nbytes);
+LUTKERN_API lutkern_status lutkern_tensor_init(lutkern_tensor* out, int32_t ggml_type, int64_t experts, int64_t rows,
+                                               int64_t cols, const void* data, size_t nbytes);
 /* A view of one expert. */
 LUTKERN_API lutkern_status lutkern_tensor_expert(const lutkern_tensor* tensor, int64_t expert, lutkern_tensor* out);
 /* Bytes of one row, 0 for an unknown type or cols < 1. */
@@ -145,11 +145,12 @@ LUTKERN_API lutkern_status lutkern_matvec(const lutkern_tensor* weight, const lu
 LUTKERN_API lutkern_status lutkern_matmul(const lutkern_tensor* weight, const lutkern_matrix* x, float* out,
                                           const lutkern_options* options);
 LUTKERN_API lutkern_status lutkern_moe(const lutkern_moe_args* args, const lutkern_options* options);
-/* w: experts * rows x cols finite numbers; importance: null, or experts x cols numbers (others than finite and positive are replaced
- * by the mean of the good ones of their expert, or by one; *replaced, if not null, receives how many); out: experts * rows *
- * row_bytes bytes, undefined after a failure. */
-LUTKERN_API lutkern_status lutkern_pack(int32_t ggml_type, int64_t experts, const lutkern_matrix* w, const float* importance,
-                                        void* out, size_t out_bytes, int64_t* replaced, const lutkern_options* options);
+/* w: experts * rows x cols finite numbers; importance: null, or experts x cols numbers (others than finite and positive
+ * are replaced by the mean of the good ones of their expert, or by one; *replaced, if not null, receives how many);
+ * out: experts * rows * row_bytes bytes, undefined after a failure. */
+LUTKERN_API lutkern_status lutkern_pack(int32_t ggml_type, int64_t experts, const lutkern_matrix* w,
+                                        const float* importance, void* out, size_t out_bytes, int64_t* replaced,
+                                        const lutkern_options* options);
 /* int8 activations as the kernels see them. x: one row; q: cols; scale: ceil(cols / 32). */
 LUTKERN_API lutkern_status lutkern_quantize_activations(const lutkern_matrix* x, int8_t* q, float* scale);
 

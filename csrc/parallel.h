@@ -1,4 +1,5 @@
-// How work is spread over threads: by the pool of cpu/threads.h, or by the host's callback. The rooms below the boundary see only this.
+// How work is spread over threads: by the pool of cpu/threads.h, or by the host's callback. The rooms below the
+// boundary see only this.
 #pragma once
 #include <stdint.h>
 

@@ -243,6 +243,16 @@ def test_close_ends_the_mapping(tmp_path: Path) -> None:
     assert not mapped()
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads the list of mappings that Linux keeps")
+def test_a_missing_shard_leaves_nothing_open(split: tuple[list[Path], dict[str, np.ndarray]]) -> None:
+    paths, _ = split
+    paths[2].unlink()
+    with pytest.raises(FileNotFoundError) as caught:
+        lutkern.open_gguf(paths[0])
+    assert caught.value.__traceback__ is not None
+    assert str(paths[0].parent) not in Path("/proc/self/maps").read_text()
+
+
 # ---- versions, alignment
 
 

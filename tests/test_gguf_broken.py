@@ -1,4 +1,4 @@
-"""Broken GGUF files: each kind of damage with its message, in single and in split files; files that are odd, but valid."""
+"""Broken GGUF files: each kind of damage with its message, in single and split files; odd but valid files."""
 
 from __future__ import annotations
 

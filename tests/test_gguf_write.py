@@ -151,6 +151,12 @@ REFUSED: dict[str, tuple[Any, Any, type[Exception], str]] = {
         ValueError,
         "metadata 'general.architecture' is '', expected a non-empty str",
     ),
+    "architecture surrogate": (
+        {},
+        {"general.architecture": "\udcff"},
+        ValueError,
+        "metadata 'general.architecture' has a lone surrogate at 0, expected text that is valid UTF-8",
+    ),
     "key type": ({}, {**ARCH, 5: 1}, TypeError, "metadata key 5 is int, expected str"),
     "key length": ({}, {**ARCH, "": 1}, ValueError, "metadata '' has a key of 0 bytes, expected 1 to 65535"),
     "value type": (

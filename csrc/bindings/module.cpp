@@ -1,4 +1,5 @@
-// The Python face of the C API, and nothing else: views in, status codes out as exceptions, the GIL released around the work.
+// The Python face of the C API, and nothing else: views in, status codes out as exceptions, the GIL released around
+// the work.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -115,8 +116,8 @@ void matmul(const Tensor& t, const py::buffer& x, int32_t dtype, Floats& out, bo
 }
 
 void moe(const py::buffer& x, int32_t dtype, const py::array_t<int32_t, py::array::c_style>& expert_ids,
-         const Floats& expert_weights, const Tensor* gate, const Tensor& up, const Tensor& down, int32_t activation, bool exact,
-         Floats& out) {
+         const Floats& expert_weights, const Tensor* gate, const Tensor& up, const Tensor& down, int32_t activation,
+         bool exact, Floats& out) {
   const py::buffer_info info = x.request();
   lutkern_moe_args args{};
   args.gate = gate ? &gate->view() : nullptr;
@@ -138,8 +139,8 @@ void moe(const py::buffer& x, int32_t dtype, const py::array_t<int32_t, py::arra
 }
 
 // Returns how many entries of importance were replaced.
-int64_t pack(int32_t ggml_type, int64_t experts, const py::buffer& w, int32_t dtype, const std::optional<Floats>& importance,
-             py::array_t<uint8_t, py::array::c_style>& out, int32_t threads) {
+int64_t pack(int32_t ggml_type, int64_t experts, const py::buffer& w, int32_t dtype,
+             const std::optional<Floats>& importance, py::array_t<uint8_t, py::array::c_style>& out, int32_t threads) {
   const py::buffer_info info = w.request();
   const lutkern_matrix m = matrix_of(info, dtype);
   const lutkern_options options = options_of(false, threads);
@@ -240,14 +241,15 @@ PYBIND11_MODULE(_core, m) {
   m.def("dequantize", &dequantize, py::arg(), py::arg().noconvert());
   m.def("matvec", &matvec, py::arg(), py::arg(), py::arg(), py::arg().noconvert(), py::arg());
   m.def("matmul", &matmul, py::arg(), py::arg(), py::arg(), py::arg().noconvert(), py::arg());
-  m.def("moe", &moe, py::arg(), py::arg(), py::arg(), py::arg(), py::arg().none(true), py::arg(), py::arg(), py::arg(), py::arg(),
-        py::arg().noconvert());
+  m.def("moe", &moe, py::arg(), py::arg(), py::arg(), py::arg(), py::arg().none(true), py::arg(), py::arg(), py::arg(),
+        py::arg(), py::arg().noconvert());
   m.def("pack", &pack, py::arg(), py::arg(), py::arg(), py::arg(), py::arg(), py::arg().noconvert(), py::arg());
   m.def("quantize_activations", &quantize_activations);
   m.def("bfloat16_bits", &bfloat16_bits);
   m.def("formats", &formats);
   m.def("isas", &isas);
-  m.def("use_isa", [](const std::optional<std::string>& name) { check(lutkern_use_isa(name ? name->c_str() : nullptr)); });
+  m.def("use_isa",
+        [](const std::optional<std::string>& name) { check(lutkern_use_isa(name ? name->c_str() : nullptr)); });
   m.def("current_isa", &lutkern_current_isa);
   m.def("kernel_isa", &kernel_isa);
   m.def("row_bytes", &lutkern_row_bytes);

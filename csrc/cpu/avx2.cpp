@@ -1,5 +1,5 @@
-// The AVX2 row (with FMA and F16C): matrix-vector kernels for the codebook formats, and for every other format the loops written once
-// over AVX2 words.
+// The AVX2 row (with FMA and F16C): matrix-vector kernels for the codebook formats, and for every other format the
+// loops written once over AVX2 words.
 //
 //   y = sum over blocks of d * sum over 32 columns of x.scale * sum over 16 columns of s * (q . x.q)
 //
@@ -8,12 +8,13 @@
 //   row    = four 8-byte (or eight 4-byte) codebook rows                32 magnitudes, unsigned bytes
 //   signed = vpsignb(x.q, signs)                                       the sign moves to the activation
 //   pairs  = vpmaddubsw(row, signed)                                   16 sums of two, at most 2 * 62 * 127 < 2^15
-//   sums   = vpmaddwd(pairs, s)                                        8 sums of four, times the integer sub-block scale
+//   sums   = vpmaddwd(pairs, s)                                        8 sums of four, times the sub-block scale
 //   acc    = vfmadd(float(sums), x.scale, acc)
 //
-// vpmaddubsw is why magnitudes stay apart from signs: it takes unsigned times signed bytes, 32 products in one instruction. The sub-block
-// scale rides in vpmaddwd, which is needed anyway, so fp32 enters once for 32 columns and d once for 256. IQ1 is ternary: vpsignb of
-// the activation by the codebook row is the product itself, weighted by eight; the shift of one eighth is a second vpsignb.
+// vpmaddubsw is why magnitudes stay apart from signs: it takes unsigned times signed bytes, 32 products in one
+// instruction. The sub-block scale rides in vpmaddwd, which is needed anyway, so fp32 enters once for 32 columns and d
+// once for 256. IQ1 is ternary: vpsignb of the activation by the codebook row is the product itself, weighted by eight;
+// the shift of one eighth is a second vpsignb.
 //
 // The caller guarantees whole blocks and activations padded to 256 columns.
 #include <immintrin.h>
@@ -116,15 +117,13 @@ static inline Signed32 group32(const Iq3Xxs& b, int g) {
 static inline Signed32 group32(const Iq3S& b, int g) {
   const uint8_t* index = b.index + 8 * g;
   const uint32_t high = b.high[g];
-  return {rows_of_8(two_rows_of_4(kIq3SGrid.row[index[0] | (high << 8 & 0x100)],
-                                  kIq3SGrid.row[index[1] | (high << 7 & 0x100)]),
-                    two_rows_of_4(kIq3SGrid.row[index[2] | (high << 6 & 0x100)],
-                                  kIq3SGrid.row[index[3] | (high << 5 & 0x100)]),
-                    two_rows_of_4(kIq3SGrid.row[index[4] | (high << 4 & 0x100)],
-                                  kIq3SGrid.row[index[5] | (high << 3 & 0x100)]),
-                    two_rows_of_4(kIq3SGrid.row[index[6] | (high << 2 & 0x100)],
-                                  kIq3SGrid.row[index[7] | (high << 1 & 0x100)])),
-          signs_of_bits(word_of(b.sign + 4 * g))};
+  return {
+      rows_of_8(
+          two_rows_of_4(kIq3SGrid.row[index[0] | (high << 8 & 0x100)], kIq3SGrid.row[index[1] | (high << 7 & 0x100)]),
+          two_rows_of_4(kIq3SGrid.row[index[2] | (high << 6 & 0x100)], kIq3SGrid.row[index[3] | (high << 5 & 0x100)]),
+          two_rows_of_4(kIq3SGrid.row[index[4] | (high << 4 & 0x100)], kIq3SGrid.row[index[5] | (high << 3 & 0x100)]),
+          two_rows_of_4(kIq3SGrid.row[index[6] | (high << 2 & 0x100)], kIq3SGrid.row[index[7] | (high << 1 & 0x100)])),
+      signs_of_bits(word_of(b.sign + 4 * g))};
 }
 
 static inline __m256i pairs_i16(const Signed32& w, __m256i x_i8) {
@@ -165,7 +164,8 @@ static inline __m256i pairs_i16(const Ternary32& w, __m256i x_i8) {
   return _mm256_add_epi16(rows, shifts);
 }
 
-// Integer sub-block scales of 32 columns and the float that multiplies the whole block: scale16 = block_factor * integer.
+// Integer sub-block scales of 32 columns and the float that multiplies the whole block:
+// scale16 = block_factor * integer.
 static inline __m256i scales32(const Iq1S& b, int g) {
   return _mm256_set1_epi16(static_cast<short>((b.word[g][1] >> 3 & 14) + 1));
 }
@@ -194,8 +194,8 @@ static inline float half_of(const uint8_t* p) { return _cvtsh_ss(static_cast<uns
 
 static inline float block_factor(const Iq1S& b) { return half_of(b.d) * 0.125f; }
 static inline float block_factor(const Iq1M& b) {
-  const unsigned half = b.word[0][1] >> 4 | (b.word[1][1] & 0xf0) | (b.word[2][1] & 0xf0) << 4 |
-                        (b.word[3][1] & 0xf0) << 8;
+  const unsigned half =
+      b.word[0][1] >> 4 | (b.word[1][1] & 0xf0) | (b.word[2][1] & 0xf0) << 4 | (b.word[3][1] & 0xf0) << 8;
   return _cvtsh_ss(static_cast<unsigned short>(half)) * 0.125f;
 }
 static inline float block_factor(const Iq2Xxs& b) { return half_of(b.d) * 0.125f; }
@@ -232,7 +232,8 @@ struct Sum {
   __m256 f32x8;
 };
 
-// Scales of 32 columns: lanes 0..3 belong to the first 16 columns, lanes 4..7 to the rest, as the sums of dot4_i32x8 do.
+// Scales of 32 columns: lanes 0..3 belong to the first 16 columns, lanes 4..7 to the rest, like the sums of
+// dot4_i32x8.
 static inline __m256 lanes_of_two(const float* two) {
   return _mm256_set_m128(_mm_broadcast_ss(two + 1), _mm_broadcast_ss(two));
 }
@@ -249,8 +250,8 @@ static inline void add_chunk(Sum& acc, const Unpacked& u, int n, const int8_t* q
   if (kHasOffset) {
     // 16 sums of 16 columns meet 16 offsets; activation scale g belongs to sums 2 g and 2 g + 1.
     for (int g = 0; g < n / kActivationGroup; g += 4) {
-      const __m256 sums = _mm256_cvtepi32_ps(_mm256_cvtepi16_epi32(
-          _mm_loadu_si128(reinterpret_cast<const __m128i*>(sum + 2 * g))));
+      const __m256 sums =
+          _mm256_cvtepi32_ps(_mm256_cvtepi16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(sum + 2 * g))));
       const __m128 four = _mm_loadu_ps(scale + g);
       const __m256 scales = _mm256_set_m128(_mm_unpackhi_ps(four, four), _mm_unpacklo_ps(four, four));
       const int left = n / 16 - 2 * g;  // offsets past the columns of a short chunk are not written
@@ -363,7 +364,9 @@ inline void unpack_block(const Iq3S& b, int8_t* q, float* scale, float*) {
 }
 
 #include "gemv.inl.h"
+
 #include "gemm.inl.h"
+
 #include "quantize.inl.h"
 
 // A codebook format takes its own matrix-vector kernel, every other one the loop written once.

@@ -1,5 +1,5 @@
-// Which kernels run. The rows of the build, best first, each with its detector; the table in use is the walk down from one row,
-// taking for every entry the first row that has it. Compiled with the flags of the ABI floor.
+// Which kernels run. The rows of the build, best first, each with its detector; the table in use is the walk down from
+// one row, taking for every entry the first row that has it. Compiled with the flags of the ABI floor.
 #include <string.h>
 
 #include <atomic>
@@ -70,8 +70,8 @@ int best_row() {
   return row;
 }
 
-// Every walk that this processor allows, made once: choosing one is a pointer store, so that operations in flight on other threads
-// keep a whole table.
+// Every walk that this processor allows, made once: choosing one is a pointer store, so that operations in flight on
+// other threads keep a whole table.
 const Resolved* table(int row) {
   static const struct Tables {
     Resolved of[kRowCount];

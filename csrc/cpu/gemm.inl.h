@@ -1,4 +1,5 @@
-// Matrix times several vectors, written once. Included by each ISA file inside its anonymous namespace, after gemv.inl.h and after
+// Matrix times several vectors, written once. Included by each ISA file inside its anonymous namespace, after
+// gemv.inl.h and
 //
 //   template <bool kHasOffset> void dot_panel(const Unpacked*, int n_rows, int n, q, scale, sum, float* dots)
 //   float dot_float(const float* w, const float* x, int n)

@@ -1,5 +1,5 @@
-// Matrix times vector, written once. Included by each ISA file inside its anonymous namespace, after unpack.inl.h and after the
-// words of that ISA:
+// Matrix times vector, written once. Included by each ISA file inside its anonymous namespace, after unpack.inl.h and
+// after the words of that ISA:
 //
 //   Sum                                                        partial sums of one row
 //   template <bool kHasOffset> void add_chunk(Sum&, const Unpacked&, int n, q, scale, sum)

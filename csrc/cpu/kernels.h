@@ -14,8 +14,8 @@ enum : int {
   kActivationPad = 256,   // activations are padded with zeros to a multiple of this
 };
 
-// int8 activations, one token after another. q is token_stride bytes apart, scale token_stride / 32, sum token_stride / 16.
-// x = scale * q; sum is the integer sum of q over 16 columns, for formats with an offset.
+// int8 activations, one token after another. q is token_stride bytes apart, scale token_stride / 32, sum
+// token_stride / 16. x = scale * q; sum is the integer sum of q over 16 columns, for formats with an offset.
 struct Activations {
   const int8_t* q;
   const float* scale;

@@ -274,25 +274,24 @@ struct Moe {
   static void gate_up(void* state, int64_t begin, int64_t end) {
     const Moe& self = *static_cast<Moe*>(state);
     const MoeWork& work = *self.work;
-    self.for_tasks(begin, end, *work.up,
-                   [&](int64_t expert, int64_t pair, int64_t n_pairs, int64_t row, int64_t row_end) {
-                     const int64_t inter = self.inter();
-                     const int32_t* token = self.pair_token + pair;
-                     float* g = self.gated + pair * inter;
-                     float* u = work.gate ? self.raised + pair * inter : nullptr;
-                     multiply(work.gate ? *work.gate : *work.up, expert, row, row_end, self.x, work.exact, token, n_pairs, g,
-                              inter, *self.kernels);
-                     if (u) {
-                       multiply(*work.up, expert, row, row_end, self.x, work.exact, token, n_pairs, u, inter,
-                                *self.kernels);
-                     }
-                     for (int64_t i = 0; i < n_pairs; ++i) {
-                       for (int64_t at = i * inter + row; at < i * inter + row_end; ++at) {
-                         const float a = activate(work.activation, g[at]);
-                         g[at] = u ? a * u[at] : a;
-                       }
-                     }
-                   });
+    self.for_tasks(
+        begin, end, *work.up, [&](int64_t expert, int64_t pair, int64_t n_pairs, int64_t row, int64_t row_end) {
+          const int64_t inter = self.inter();
+          const int32_t* token = self.pair_token + pair;
+          float* g = self.gated + pair * inter;
+          float* u = work.gate ? self.raised + pair * inter : nullptr;
+          multiply(work.gate ? *work.gate : *work.up, expert, row, row_end, self.x, work.exact, token, n_pairs, g,
+                   inter, *self.kernels);
+          if (u) {
+            multiply(*work.up, expert, row, row_end, self.x, work.exact, token, n_pairs, u, inter, *self.kernels);
+          }
+          for (int64_t i = 0; i < n_pairs; ++i) {
+            for (int64_t at = i * inter + row; at < i * inter + row_end; ++at) {
+              const float a = activate(work.activation, g[at]);
+              g[at] = u ? a * u[at] : a;
+            }
+          }
+        });
   }
 
   static void down(void* state, int64_t begin, int64_t end) {

@@ -1,5 +1,5 @@
-// The operations on the CPU: what happens around the kernels. Arguments are checked; false means that there was no memory for scratch,
-// and then nothing was written.
+// The operations on the CPU: what happens around the kernels. Arguments are checked; false means that there was no
+// memory for scratch, and then nothing was written.
 #pragma once
 #include <stdint.h>
 

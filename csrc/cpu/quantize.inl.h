@@ -1,13 +1,13 @@
-// float activations to int8 with one scale for 32 columns, written once. Included by each ISA file inside its anonymous namespace,
-// after
+// float activations to int8 with one scale for 32 columns, written once. Included by each ISA file inside its anonymous
+// namespace, after
 //
 //   float largest_magnitude(const float* x)          of 32 numbers; NaN if one is NaN
 //   void round_group(const float* x, float inverse, int8_t* q)      q = round half to even(x * inverse), 32 numbers
 //
 //   scale = largest / 127;  q = round(x * (127 / largest))
 //
-// A group whose scale would be subnormal becomes zero. A group with NaN or infinity gets the scale NaN, so that every product
-// with it is NaN: never a wrong finite number.
+// A group whose scale would be subnormal becomes zero. A group with NaN or infinity gets the scale NaN, so that every
+// product with it is NaN: never a wrong finite number.
 
 static void quantize(const float* x, int64_t cols, int8_t* q, float* scale, int16_t* sum) {
   for (int64_t g = 0; g < cols / kActivationGroup; ++g) {

@@ -2,8 +2,8 @@
 //
 //   y = sum over 32 columns of x.scale * (scale0 * dot16 + scale1 * dot16' + offset terms)
 //
-// dot16 is an exact integer (16 * 127 * 128 < 2^31); fp32 enters at the scales. The caller guarantees whole blocks and activations
-// padded to 256 columns.
+// dot16 is an exact integer (16 * 127 * 128 < 2^31); fp32 enters at the scales. The caller guarantees whole blocks and
+// activations padded to 256 columns.
 #include "kernels.h"
 
 namespace lutkern {
@@ -75,7 +75,9 @@ static inline void round_group(const float* x, float inverse, int8_t* q) {
 }
 
 #include "gemv.inl.h"
+
 #include "gemm.inl.h"
+
 #include "quantize.inl.h"
 
 }  // namespace

@@ -19,8 +19,8 @@ namespace {
 constexpr int kMaxThreads = 1024;
 constexpr std::chrono::microseconds kSpin{100};  // longer than the gap between two operations of a decode step
 
-// The gate of a job is one word: workers may join while it is open, and the caller leaves when it is closed and empty. So the caller
-// waits for workers that have begun, never for one that is still parked.
+// The gate of a job is one word: workers may join while it is open, and the caller leaves when it is closed and empty.
+// So the caller waits for workers that have begun, never for one that is still parked.
 constexpr uint64_t kOpen = uint64_t{1} << 32;
 constexpr uint64_t kJoined = kOpen - 1;
 
@@ -89,7 +89,8 @@ void* worker(void* argument) {
   }
 }
 
-// The child of a fork has none of the workers; their pool is left behind, its locks may be held by threads that no longer exist.
+// The child of a fork has none of the workers; their pool is left behind, its locks may be held by threads that no
+// longer exist.
 void forget_pool() { g_pool.store(nullptr); }
 
 Pool* pool_or_null() {

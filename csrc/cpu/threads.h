@@ -1,8 +1,8 @@
 // One small pool of threads for the CPU kernels.
 //
-// No thread exists before the first parallel call. A worker that finds no work spins for a moment, then parks, so that another process
-// on the same cores is not starved. After fork the child starts with an empty pool. A call that finds the pool busy (another thread
-// of the program is in it) runs on the calling thread alone.
+// No thread exists before the first parallel call. A worker that finds no work spins for a moment, then parks, so that
+// another process on the same cores is not starved. After fork the child starts with an empty pool. A call that finds
+// the pool busy (another thread of the program is in it) runs on the calling thread alone.
 #pragma once
 #include "../parallel.h"
 

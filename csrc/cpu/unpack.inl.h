@@ -1,7 +1,7 @@
 // Blocks to plain integers, written once. Included by each ISA file inside its anonymous namespace.
 //
-// Every integer format is, for 16 columns at a time, weight = scale * q + offset with an int8 q; a chunk is 256 columns of that, or
-// fewer at the end of a row whose format has blocks of 32.
+// Every integer format is, for 16 columns at a time, weight = scale * q + offset with an int8 q; a chunk is 256 columns
+// of that, or fewer at the end of a row whose format has blocks of 32.
 
 constexpr int kChunk = 256;
 

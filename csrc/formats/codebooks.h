@@ -15,8 +15,8 @@ extern LK_TABLE Codebook<uint64_t, 512> kIq2XsGrid;   // {8, 25, 43}
 extern LK_TABLE Codebook<uint64_t, 1024> kIq2SGrid;   // {8, 25, 43}
 extern LK_TABLE Codebook<uint32_t, 256> kIq3XxsGrid;  // {4, 12, 20, 28, 36, 44, 52, 62}
 extern LK_TABLE Codebook<uint32_t, 512> kIq3SGrid;    // {1, 3, 5, 7, 9, 11, 13, 15}
-extern LK_TABLE Codebook<uint64_t, 128> kSigns;       // byte j is -1 where sign j of a seven-bit sign code is minus, else 1
-extern LK_TABLE int8_t kIq4Values[16];                // iq4_nl, iq4_xs
-extern LK_TABLE int8_t kMxfp4Values[16];              // twice the e2m1 values
+extern LK_TABLE Codebook<uint64_t, 128> kSigns;  // byte j is -1 where sign j of a seven-bit sign code is minus, else 1
+extern LK_TABLE int8_t kIq4Values[16];           // iq4_nl, iq4_xs
+extern LK_TABLE int8_t kMxfp4Values[16];         // twice the e2m1 values
 
 }  // namespace lutkern

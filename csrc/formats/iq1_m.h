@@ -2,7 +2,7 @@
 //
 //   byte 0..31    index      low 8 bits of 32 codebook rows, 8 weights each
 //   byte 32..47   high       4 bits for each row: bits 0..2 high index bits, bit 3 shift: 0 is +1/8, 1 is -1/8
-//   byte 48..55   word[4]    u16: bits 0..11 four 3-bit scales s, one for 16 weights each; bits 12..15 one nibble of the
+//   byte 48..55   word[4]    u16: bits 0..11 four 3-bit scales s, each for 16 weights; bits 12..15 a nibble of the
 //                            block's fp16 scale d, lowest nibble in word 0
 //
 //   weight = d * (2 s + 1) * (codebook[index][j] + shift)        codebook of 2048 rows of {-1, 0, 1}

@@ -6,7 +6,7 @@
 //                            bit 15 shift: 0 is +1/8, 1 is -1/8
 //
 //   weight = d * (2 s + 1) * (codebook[index][j] + shift)        codebook of 2048 rows of {-1, 0, 1}
-//          = scale16 * codes8,  scale16 = d * (2 s + 1) / 8,  codes8 = 8 * codebook + {1, -1}: exact, eighths are powers of two
+//          = scale16 * codes8,  scale16 = d * (2 s + 1) / 8,  codes8 = 8 * codebook + {1, -1}: exact
 #pragma once
 #include "codebooks.h"
 

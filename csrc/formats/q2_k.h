@@ -1,7 +1,7 @@
 // Q2_K: 256 weights in 84 bytes (2.625 bits per weight).
 //
 //   byte 0..15    scale      for each 16 weights: low nibble scale s, high nibble offset m
-//   byte 16..79   code       2-bit codes; byte 32 h + m holds the weights 128 h + m, + 32, + 64, + 96, lowest bits first
+//   byte 16..79   code       2-bit codes; byte 32 h + m holds weights 128 h + m, + 32, + 64, + 96, lowest bits first
 //   byte 80..81   d          fp16 scale of the scales
 //   byte 82..83   dmin       fp16 scale of the offsets
 //

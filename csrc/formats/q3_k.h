@@ -1,7 +1,7 @@
 // Q3_K: 256 weights in 110 bytes (3.4375 bits per weight).
 //
 //   byte 0..31    high       bit k of byte m: third code bit of weight 32 k + m (set: nothing is subtracted)
-//   byte 32..95   code       2-bit codes; byte 32 h + m holds the weights 128 h + m, + 32, + 64, + 96, lowest bits first
+//   byte 32..95   code       2-bit codes; byte 32 h + m holds weights 128 h + m, + 32, + 64, + 96, lowest bits first
 //   byte 96..107  scale      sixteen 6-bit scales s: low nibbles of bytes 0..7, high nibbles of bytes 0..7,
 //                            then bytes 8..11 hold the two high bits of scale k at byte 8 + k % 4, bits 2 (k / 4)
 //   byte 108..109 d          fp16 scale of the block

@@ -2,8 +2,8 @@
 //
 //   byte 0..1     d          fp16 scale of the scales
 //   byte 2..3     dmin       fp16 scale of the offsets
-//   byte 4..15    scale      eight 6-bit scales s and eight 6-bit offsets m, one pair for each 32 weights (ScaleOffset6)
-//   byte 16..143  code       4-bit codes; byte 32 h + m holds weight 64 h + m (low nibble) and 64 h + 32 + m (high nibble)
+//   byte 4..15    scale      eight 6-bit scales s and eight 6-bit offsets m, a pair for 32 weights (ScaleOffset6)
+//   byte 16..143  code       4-bit codes; byte 32 h + m holds weights 64 h + m (low nibble), 64 h + 32 + m (high)
 //
 //   weight = d * s * code - dmin * m
 #pragma once

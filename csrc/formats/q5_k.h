@@ -2,9 +2,9 @@
 //
 //   byte 0..1     d          fp16 scale of the scales
 //   byte 2..3     dmin       fp16 scale of the offsets
-//   byte 4..15    scale      eight 6-bit scales s and eight 6-bit offsets m, one pair for each 32 weights (ScaleOffset6)
+//   byte 4..15    scale      eight 6-bit scales s and eight 6-bit offsets m, a pair for 32 weights (ScaleOffset6)
 //   byte 16..47   high       bit k of byte m: fifth code bit of weight 32 k + m
-//   byte 48..175  code       4-bit codes; byte 32 h + m holds weight 64 h + m (low nibble) and 64 h + 32 + m (high nibble)
+//   byte 48..175  code       4-bit codes; byte 32 h + m holds weights 64 h + m (low nibble), 64 h + 32 + m (high)
 //
 //   weight = d * s * (code + 16 high) - dmin * m
 #pragma once

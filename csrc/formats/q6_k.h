@@ -1,7 +1,7 @@
 // Q6_K: 256 weights in 210 bytes (6.5625 bits per weight).
 //
-//   byte 0..127   low        4-bit codes; byte 64 h + m (m < 64) holds weight 128 h + m (low nibble), 128 h + 64 + m (high)
-//   byte 128..191 high       2-bit codes; byte 32 h + m holds the weights 128 h + m, + 32, + 64, + 96, lowest bits first
+//   byte 0..127   low        4-bit codes; byte 64 h + m (m < 64) holds weights 128 h + m (low nibble), + 64 (high)
+//   byte 128..191 high       2-bit codes; byte 32 h + m holds weights 128 h + m, + 32, + 64, + 96, lowest bits first
 //   byte 192..207 scale      int8 scale s, one for each 16 weights
 //   byte 208..209 d          fp16 scale of the block
 //

@@ -1,6 +1,6 @@
 // TQ2_0: 256 ternary weights in 66 bytes (2.0625 bits per weight).
 //
-//   byte 0..63    code       2-bit codes; byte 32 h + m holds the weights 128 h + m, + 32, + 64, + 96, lowest bits first
+//   byte 0..63    code       2-bit codes; byte 32 h + m holds weights 128 h + m, + 32, + 64, + 96, lowest bits first
 //   byte 64..65   d          fp16 scale of the block
 //
 //   weight = d * (code - 1)

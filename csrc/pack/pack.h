@@ -9,8 +9,8 @@ namespace lutkern {
 // Quantises one row of cols weights into cols / kBlockSize blocks.
 //   w           finite weights; cols is a multiple of the format's block, the caller pads with zeros
 //   importance  cols finite, positive numbers; the quantiser minimises sum(importance * (w - decoded)^2)
-// Returns false when the row holds a magnitude that the format's fp16 scale cannot reach. Allocates nothing, throws nothing;
-// the result depends on the row alone.
+// Returns false when the row holds a magnitude that the format's fp16 scale cannot reach. Allocates nothing, throws
+// nothing; the result depends on the row alone.
 using PackRowFn = bool (*)(const float* w, const float* importance, int64_t cols, uint8_t* blocks);
 
 struct Packer {

@@ -9,4 +9,15 @@ Packer packer_of() {
   return {nullptr, nullptr};
 }
 
+template <>
+Packer packer_of<Iq2Xxs>();
+template <>
+Packer packer_of<Iq2Xs>();
+template <>
+Packer packer_of<Iq2S>();
+template <>
+Packer packer_of<Iq3Xxs>();
+template <>
+Packer packer_of<Iq3S>();
+
 }  // namespace lutkern

@@ -55,6 +55,8 @@ def float_input(operation: str, name: str, x: Any) -> FloatInput:
         array = _from_dlpack(operation, name, x)
     else:
         array = np.asarray(x)
+    if not array.dtype.isnative:
+        array = array.astype(array.dtype.newbyteorder("="))
     if array.dtype == np.float32:
         dtype = _F32
     elif array.dtype == np.float16:
@@ -64,13 +66,13 @@ def float_input(operation: str, name: str, x: Any) -> FloatInput:
         array = array.view(np.uint16)
     else:
         raise TypeError(f"{operation}: {name} is {array.dtype}, {_EXPECTED}")
-    if not array.dtype.isnative:
-        array = array.astype(array.dtype.newbyteorder("="))
     return FloatInput(_rows_in_place(np.asarray(array)), dtype)
 
 
 def _rows_in_place(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """Return `array` if its rows can be read where they are, else a contiguous copy."""
+    if array.ndim == 0:
+        return array
     item = array.dtype.itemsize
     strides = array.strides
     if array.ndim == 1 and strides[0] == item and array.flags.aligned:

@@ -266,7 +266,8 @@ def _numbers(source: Source, start: int, count: int, dtype: np.dtype[Any]) -> np
     if dtype.kind == "b":
         bools: npt.NDArray[np.bool_] = np.frombuffer(source.buffer, np.uint8, count, start) != 0
         return bools
-    return np.frombuffer(source.buffer, dtype, count, start).copy()
+    numbers: npt.NDArray[Any] = np.frombuffer(source.buffer, dtype, count, start).copy()
+    return numbers
 
 
 def _decode_strings(source: Source, pos: int, count: int, field: str) -> tuple[list[str], int]:

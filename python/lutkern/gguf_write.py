@@ -70,37 +70,50 @@ def write_gguf(
         text = "write_gguf: the gguf package is not installed, expected it (pip install 'lutkern[gguf]')"
         raise ImportError(text) from None
     architecture = metadata.get(ARCHITECTURE)
+    field = f"write_gguf: metadata {ARCHITECTURE!r}"
     if not isinstance(architecture, str) or not architecture:
-        raise ValueError(f"write_gguf: metadata {ARCHITECTURE!r} is {architecture!r}, expected a non-empty str")
-    target = os.path.abspath(os.fspath(path))
-    folder, name = os.path.split(target)
-    if not os.path.isdir(folder):
-        raise FileNotFoundError(errno.ENOENT, "write_gguf: the folder does not exist", folder)
-    if os.path.isdir(target):
-        raise IsADirectoryError(errno.EISDIR, "write_gguf: is a folder, expected a file name", target)
-    part = os.path.join(folder, f".{name}.{secrets.token_hex(4)}.part")
-    writer = gguf.GGUFWriter(part, architecture)
+        raise ValueError(f"{field} is {architecture!r}, expected a non-empty str")
+    target, part = _target_and_part(os.fspath(path))
+    writer = gguf.GGUFWriter(part, _utf8(architecture, field))
     try:
-        for key in metadata:
-            if key != ARCHITECTURE and key not in SPLIT_KEYS:
-                _add_metadata(writer, key, metadata)
-        for tensor_name, tensor in tensors.items():
-            _add_tensor_info(writer, tensor_name, tensor)
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_ti_data_to_file()
-        for tensor in tensors.values():
-            writer.write_tensor_data(_data(tensor))
-        for file in writer.fout or ():
-            file.flush()
-            os.fsync(file.fileno())
-        writer.close()
+        _write(writer, tensors, metadata)
         os.replace(part, target)
     except BaseException:
         writer.close()
         if os.path.exists(part):
             os.unlink(part)
         raise
+
+
+def _target_and_part(path: str) -> tuple[str, str]:
+    """Name the file and the temporary file beside it."""
+    target = os.path.abspath(path)
+    folder, name = os.path.split(target)
+    if not os.path.isdir(folder):
+        raise FileNotFoundError(errno.ENOENT, "write_gguf: the folder does not exist", folder)
+    if os.path.isdir(target):
+        raise IsADirectoryError(errno.EISDIR, "write_gguf: is a folder, expected a file name", target)
+    return target, os.path.join(folder, f".{name[:100]}.{secrets.token_hex(4)}.part")
+
+
+def _write(
+    writer: gguf.GGUFWriter, tensors: Mapping[str, PackedTensor | npt.NDArray[Any]], metadata: Mapping[str, Any]
+) -> None:
+    """Check everything, then write, to the disk."""
+    for key in metadata:
+        if key != ARCHITECTURE and key not in SPLIT_KEYS:
+            _add_metadata(writer, key, metadata)
+    for name, tensor in tensors.items():
+        _add_tensor_info(writer, name, tensor)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    for tensor in tensors.values():
+        writer.write_tensor_data(_data(tensor))
+    for file in writer.fout or ():
+        file.flush()
+        os.fsync(file.fileno())
+    writer.close()
 
 
 def _add_metadata(writer: gguf.GGUFWriter, key: str, metadata: Mapping[str, Any]) -> None:

@@ -7,26 +7,17 @@ on packed experts.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..gguf import GgufFile
+
 Floats = NDArray[np.float32]
 Ffn = Callable[[int, Floats], Floats]
-
-
-class Weights(Protocol):
-    """What the model reads from: an open GGUF file."""
-
-    @property
-    def metadata(self) -> Mapping[str, Any]: ...
-
-    def keys(self) -> Collection[str]: ...
-
-    def array(self, name: str, /) -> Floats: ...
 
 
 @dataclass(frozen=True)
@@ -141,7 +132,7 @@ class Llama:
         From the constructor, if the metadata is not a dense llama model or a tensor's shape contradicts it.
     """
 
-    def __init__(self, weights: Weights) -> None:
+    def __init__(self, weights: GgufFile) -> None:
         self.config = read_config(weights.metadata)
         names = set(weights.keys())
         biased = next((n for n in sorted(names) if n.startswith("blk.") and n.endswith(".bias")), None)
@@ -248,7 +239,7 @@ class Llama:
         scores = rows @ keys.transpose(0, 2, 1) / np.float32(np.sqrt(c.head_dim))
         if n > 1:
             future = np.arange(stop)[None, :] > np.arange(start, stop)[:, None]
-            scores.reshape(c.kv_heads, group, n, stop)[:, :, future] = -np.inf
+            scores.reshape(c.heads, n, stop)[...] += np.where(future, np.float32(-np.inf), np.float32(0))
         mixed = (softmax(scores) @ values).reshape(c.heads, n, c.head_dim).transpose(1, 0, 2)
         return np.asarray(x + mixed.reshape(n, c.heads * c.head_dim) @ w.output.T)
 
@@ -269,7 +260,7 @@ class DenseFfn:
     gate, up: (inter, hidden) and down: (hidden, inter) per layer. Raises ValueError if a tensor is missing.
     """
 
-    def __init__(self, weights: Weights, config: Config) -> None:
+    def __init__(self, weights: GgufFile, config: Config) -> None:
         names = set(weights.keys())
         self.layers: list[tuple[Floats, Floats, Floats]] = []
         wide, tall = (config.inter, config.hidden), (config.hidden, config.inter)

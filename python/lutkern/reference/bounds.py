@@ -29,8 +29,8 @@ def fp32_bound(t: WeightLike, x: npt.ArrayLike, *, n_ulp: float, exact: bool = F
 
     x is float (cols,) or (tokens, cols), the result float64 (rows,) or (tokens, rows). A kernel passes where
     ``abs(kernel - reference) <= fp32_bound(...)``. The terms are the products of a weight with an activation or, where
-    activations are quantised, the integer sums over 16 columns times their scales: inside 16 columns nothing is
-    rounded. ValueError for a shape, TypeError for a dtype.
+    activations are quantised, the integer sums over 4 columns times their scales: what one lane of a byte dot
+    product holds, in which nothing is rounded. ValueError for a shape, TypeError for a dtype.
     """
     product = Product(two_dimensional("fp32_bound", t), exact=exact)
     tokens = activations_of("fp32_bound", x).astype(np.float64)

@@ -15,6 +15,9 @@ from .activations import COLUMNS, activations_of, quantize_activations
 from .dequantize import GROUP, Weight, WeightLike, dequantize_weight, unpack, weight_of
 from .formats import Doubles
 
+LANE = 4
+"""Columns whose exact integer sum meets a scale: what one 32-bit lane of the byte dot products holds."""
+
 
 class Product:
     """A (rows, cols) weight, unpacked once, ready to be multiplied with activations of its width."""
@@ -41,8 +44,10 @@ class Product:
         d = np.zeros(groups.shape[0])
         per_group = np.repeat(x_scale.astype(np.float64), COLUMNS // GROUP)[: d.size]
         d[: per_group.size] = per_group
-        dots = np.einsum("rgk,gk->rg", self.q, groups)
-        return self.scale * dots * d, self.offset * groups.sum(axis=1) * d
+        lanes = (*groups.shape[:1], GROUP // LANE, LANE)
+        dots = np.einsum("rglk,glk->rgl", self.q.reshape(-1, *lanes), groups.reshape(lanes))
+        scaled = (self.scale * d)[:, :, np.newaxis] * dots
+        return scaled.reshape(len(scaled), -1), self.offset * groups.sum(axis=1) * d
 
     def __call__(self, x: Doubles) -> Doubles:
         """Return the product with x (cols,): float64 (rows,)."""

@@ -1,0 +1,363 @@
+// One block of a codebook format: rows, signs and scales that minimise the importance-weighted squared error.
+//
+//   minimise  sum_i importance[i] * (w[i] - d * unit(s) * code[i])^2
+//             over d (fp16), s (small integer per sub-block), rows of the codebook, signs (IQ2, IQ3) or shifts (IQ1)
+//
+// 1. Signs. IQ2 and IQ3 rows hold magnitudes, so a weight takes its own sign. Where the format stores seven signs and
+//    lets parity give the eighth, and the parity is wrong, the weight whose flip costs least takes the other sign; from
+//    there on it is a negative magnitude, and the row search sees what that costs.
+// 2. Scales. Every sub-block is searched at a few scales around its root mean square, each time for the exact best rows
+//    (grid_search.h). The least-squares scale of its best rows is searched once more.
+// 3. d is fitted to the scales that the sub-blocks want (scale_fit.h) and rounded to fp16.
+// 4. With that d every sub-block is searched at the two integers around its wanted scale; the better one stays.
+// 5. A last least-squares d for everything chosen, rounded to fp16.
+//
+// A format F gives
+//   kRows, kDims      codebook rows of kDims codes
+//   kLevels, kKeys    values that a code takes; combinations of a half row, kLevels^(kDims / 2)
+//   kSubs             sub-blocks with a scale of their own
+//   kSigned, kParity  rows hold magnitudes; seven stored signs for eight weights
+//   kVariants         1, or 2 for the two shifts of IQ1; kVariantPerGroup: chosen per row and not per sub-block
+//   kLevel[variant][level], kUnits
+//   kTrials, kFirstTrial, kTrialRatio: the scales tried, a geometric row relative to the root mean square
+//   Block, store(GridBlock<F>, Block*), codebook(), level_of(byte of the codebook)
+#pragma once
+#include <math.h>
+
+#include "block_input.h"
+#include "grid_search.h"
+#include "pack.h"
+#include "scale_fit.h"
+
+namespace lutkern {
+
+// Scaled magnitude, weighted by importance, below which the cost of a row is lost in rounding: keeps tagged costs
+// normal.
+static constexpr float kLeastCost = 1e-30f;
+
+template <typename F>
+struct GridBook {
+  GridTable<F::kRows, F::kKeys> table;
+  float code[F::kRows][F::kDims];  // without shift
+
+  // level[row][j]: the level number of a code.
+  void build(const uint8_t (*level)[F::kDims], const float* value) {
+    uint8_t low[F::kRows], high[F::kRows];
+    for (int r = 0; r < F::kRows; ++r) {
+      int key[2] = {0, 0};
+      for (int j = F::kDims - 1; j >= 0; --j) {
+        int& half = key[j / (F::kDims / 2)];
+        half = half * F::kLevels + level[r][j];
+        code[r][j] = value[level[r][j]];
+      }
+      low[r] = static_cast<uint8_t>(key[0]);
+      high[r] = static_cast<uint8_t>(key[1]);
+    }
+    table.build(low, high);
+  }
+};
+
+template <typename F>
+class GridBlock {
+ public:
+  enum : int {
+    kGroups = 256 / F::kDims,
+    kSets = kGroups / kLanes,
+    kGroupsPerSub = kGroups / F::kSubs,
+    kSubsPerSet = kLanes / kGroupsPerSub,
+    kHalf = F::kDims / 2
+  };
+
+  // What the block's bytes are made of.
+  uint32_t half;             // d
+  int scale_code[F::kSubs];  // s
+  uint16_t row[kGroups];
+  uint8_t variant[kGroups];
+  uint8_t signs[32];  // bit j: weight 8 i + j is negative
+
+  // False: d does not fit fp16.
+  bool quantise(const GridBook<F>& book, const float* weights, const float* importance) {
+    if (!input_.load(weights, importance)) {
+      clear();
+      return true;
+    }
+    if (F::kSigned) {
+      take_signs();
+    }
+    arrange();
+    Choice wanted;
+    float square[F::kSubs];
+    search_scales(book, &wanted, square);
+    float d = fit_block_scale(F::kUnits, wanted.scale, square, F::kSubs);
+    half = half_from_float(input_.unscaled(d));
+    // Among the subnormal halves a rounded-down d can leave the largest scale out of reach.
+    if (half < 0x0400u && float_from_half(half) < input_.unscaled(d)) ++half;
+    if (half >= kHalfInfinity) return false;
+    if (!finish(book, wanted)) return false;
+    return true;
+  }
+
+ private:
+  struct Choice {
+    float error[F::kSubs];
+    float scale[F::kSubs];
+    uint16_t row[kGroups];
+    uint8_t variant[kGroups];
+  };
+
+  void clear() {
+    half = 0;
+    for (int b = 0; b < F::kSubs; ++b) scale_code[b] = 0;
+    for (int g = 0; g < kGroups; ++g) row[g] = variant[g] = 0;
+    for (int i = 0; i < 32; ++i) signs[i] = 0;
+  }
+
+  // Splits the weights into signs and magnitudes; a flipped weight becomes a negative magnitude.
+  void take_signs() {
+    for (int i = 0; i < 32; ++i) {
+      float* w = input_.w + 8 * i;
+      const float* a = input_.importance + 8 * i;
+      uint32_t minus = 0, parity = 0;
+      int cheapest = 0;
+      float least = 3e38f;
+      for (int j = 0; j < 8; ++j) {
+        const uint32_t negative = w[j] < 0.0f;
+        minus |= negative << j;
+        parity ^= negative;
+        w[j] = fabsf(w[j]);
+        const float cost = a[j] * w[j];
+        cheapest = cost < least ? j : cheapest;
+        least = cost < least ? cost : least;
+      }
+      if (F::kParity && parity) {
+        w[cheapest] = -w[cheapest];
+        minus ^= 1u << cheapest;
+      }
+      signs[i] = static_cast<uint8_t>(minus);
+    }
+  }
+
+  void arrange() {
+    for (int set = 0; set < kSets; ++set) {
+      for (int l = 0; l < kLanes; ++l) {
+        const int first = (set * kLanes + l) * F::kDims;
+        for (int j = 0; j < F::kDims; ++j) {
+          w_[set][j].v[l] = input_.w[first + j];
+          importance_[set][j].v[l] = input_.importance[first + j];
+        }
+      }
+    }
+  }
+
+  // cost[key] of every level combination of half a row, positions w[0] .. w[kHalf - 1].
+  static void fill_costs(const Lanes* w, const Lanes* importance, const Lanes& scale, const float* level, bool tag,
+                         Lanes* cost) {
+    enum : int { kPairKeys = F::kLevels * F::kLevels, kPairs = kHalf / 2 };
+    Lanes pair[kPairs][kPairKeys];
+    for (int p = 0; p < kPairs; ++p) {
+      Lanes single[2][F::kLevels];
+      for (int j = 0; j < 2; ++j) {
+        for (int n = 0; n < F::kLevels; ++n) {
+          for (int l = 0; l < kLanes; ++l) {
+            const float off = w[2 * p + j].v[l] - scale.v[l] * level[n];
+            single[j][n].v[l] = importance[2 * p + j].v[l] * off * off + kLeastCost;
+          }
+        }
+      }
+      for (int key = 0; key < kPairKeys; ++key) {
+        const Lanes& a = single[0][key % F::kLevels];
+        const Lanes& b = single[1][key / F::kLevels];
+        for (int l = 0; l < kLanes; ++l) pair[p][key].v[l] = a.v[l] + b.v[l];
+      }
+    }
+    for (int key = 0; key < F::kKeys; ++key) {
+      const Lanes& a = pair[0][key % kPairKeys];
+      const Lanes& b = pair[kPairs - 1][key / kPairKeys];
+      const uint32_t name = static_cast<uint32_t>(key);
+      if (kPairs == 1) {
+        for (int l = 0; l < kLanes; ++l) cost[key].v[l] = tag ? tagged(a.v[l], name) : a.v[l];
+      } else if (tag) {
+        for (int l = 0; l < kLanes; ++l) cost[key].v[l] = tagged(a.v[l] + b.v[l], name);
+      } else {
+        for (int l = 0; l < kLanes; ++l) cost[key].v[l] = a.v[l] + b.v[l];
+      }
+    }
+  }
+
+  // Searches every sub-block at its scale and keeps in best what beats it.
+  void trial(const GridBook<F>& book, const float* scale, Choice* best) const {
+    for (int set = 0; set < kSets; ++set) {
+      Lanes scales, cost[F::kVariants];
+      uint16_t found[F::kVariants][kLanes];
+      for (int l = 0; l < kLanes; ++l) scales.v[l] = scale[set * kSubsPerSet + l / kGroupsPerSub];
+      for (int v = 0; v < F::kVariants; ++v) {
+        Lanes low[F::kKeys], high[F::kKeys];
+        fill_costs(w_[set], importance_[set], scales, F::kLevel[v], false, low);
+        fill_costs(w_[set] + kHalf, importance_[set] + kHalf, scales, F::kLevel[v], true, high);
+        book.table.search(low, high, found[v], &cost[v]);
+      }
+      for (int b = 0; b < kSubsPerSet; ++b) keep(set, b, scale[set * kSubsPerSet + b], cost, found, best);
+    }
+  }
+
+  static void keep(int set, int b, float scale, const Lanes* cost, const uint16_t (*found)[kLanes], Choice* best) {
+    const int first = b * kGroupsPerSub;
+    float sum[F::kVariants] = {};
+    uint8_t chosen[kGroupsPerSub] = {};
+    for (int v = 0; v < F::kVariants; ++v) {
+      for (int l = 0; l < kGroupsPerSub; ++l) sum[v] += cost[v].v[first + l];
+    }
+    float error = sum[0];
+    if (F::kVariants == 2) {
+      const Lanes& other = cost[F::kVariants - 1];
+      if (F::kVariantPerGroup) {
+        error = 0.0f;
+        for (int l = 0; l < kGroupsPerSub; ++l) {
+          chosen[l] = other.v[first + l] < cost[0].v[first + l];
+          error += chosen[l] ? other.v[first + l] : cost[0].v[first + l];
+        }
+      } else if (sum[F::kVariants - 1] < sum[0]) {
+        error = sum[F::kVariants - 1];
+        for (int l = 0; l < kGroupsPerSub; ++l) chosen[l] = 1;
+      }
+    }
+    const int sub = set * kSubsPerSet + b;
+    if (!(error < best->error[sub])) return;
+    best->error[sub] = error;
+    best->scale[sub] = scale;
+    for (int l = 0; l < kGroupsPerSub; ++l) {
+      const int group = set * kLanes + first + l;
+      best->row[group] = found[chosen[l]][first + l];
+      best->variant[group] = chosen[l];
+    }
+  }
+
+  // along = sum importance * w * code and square = sum importance * code^2: along / square is the best scale of the
+  // rows.
+  void moments(const GridBook<F>& book, const Choice& choice, float* along, float* square) const {
+    for (int b = 0; b < F::kSubs; ++b) along[b] = square[b] = 0.0f;
+    for (int g = 0; g < kGroups; ++g) {
+      const float* code = book.code[choice.row[g]];
+      const float shift = F::kVariants == 2 ? F::kLevel[choice.variant[g]][1] : 0.0f;
+      const float* w = input_.w + g * F::kDims;
+      const float* a = input_.importance + g * F::kDims;
+      float sum = 0.0f, squares = 0.0f;
+      for (int j = 0; j < F::kDims; ++j) {
+        const float weighted = a[j] * (code[j] + shift);
+        sum += weighted * w[j];
+        squares += weighted * (code[j] + shift);
+      }
+      along[g / kGroupsPerSub] += sum;
+      square[g / kGroupsPerSub] += squares;
+    }
+  }
+
+  // The scale that each sub-block wants for itself, and its curvature.
+  void search_scales(const GridBook<F>& book, Choice* best, float* square) const {
+    float typical[F::kSubs], scale[F::kSubs], along[F::kSubs];
+    for (int b = 0; b < F::kSubs; ++b) {
+      enum : int { kSize = 256 / F::kSubs };
+      float squares = 0.0f, total = 0.0f;
+      for (int i = b * kSize; i < (b + 1) * kSize; ++i) {
+        squares += input_.importance[i] * input_.w[i] * input_.w[i];
+        total += input_.importance[i];
+      }
+      typical[b] = sqrtf(squares / total);
+      best->error[b] = 3e38f;
+    }
+    for (int b = 0; b < F::kSubs; ++b) scale[b] = typical[b] * F::kFirstTrial;
+    for (int t = 0; t < F::kTrials; ++t) {
+      trial(book, scale, best);
+      for (int b = 0; b < F::kSubs; ++b) scale[b] *= F::kTrialRatio;
+    }
+    moments(book, *best, along, square);
+    for (int b = 0; b < F::kSubs; ++b) scale[b] = along[b] > 0.0f ? along[b] / square[b] : 0.0f;
+    trial(book, scale, best);
+    moments(book, *best, along, square);
+    for (int b = 0; b < F::kSubs; ++b) best->scale[b] = along[b] > 0.0f ? along[b] / square[b] : 0.0f;
+  }
+
+  // Rows and integers for the rounded d, then the d that suits them best.
+  bool finish(const GridBook<F>& book, const Choice& wanted) {
+    const float d = input_.scaled(float_from_half(half));
+    Choice best;
+    int below[F::kSubs];
+    float scale[F::kSubs], along[F::kSubs], square[F::kSubs];
+    float error = 0.0f, total_along = 0.0f, total_square = 0.0f;
+    if (!(d > 0.0f)) {
+      clear();
+      return true;
+    }
+    for (int b = 0; b < F::kSubs; ++b) {
+      below[b] = F::kUnits.below(wanted.scale[b], d);
+      best.error[b] = 3e38f;
+    }
+    for (int step = 0; step < 2; ++step) {
+      for (int b = 0; b < F::kSubs; ++b) scale[b] = d * F::kUnits.unit(below[b] + step);
+      trial(book, scale, &best);
+    }
+    moments(book, best, along, square);
+    for (int b = 0; b < F::kSubs; ++b) {
+      scale_code[b] = below[b] + (best.scale[b] > d * F::kUnits.unit(below[b]));
+      const float unit = F::kUnits.unit(scale_code[b]);
+      error += best.error[b];
+      total_along += along[b] * unit;
+      total_square += square[b] * unit * unit;
+    }
+    if (error > input_.energy) {
+      clear();
+      return true;
+    }
+    half = half_from_float(input_.unscaled(total_along / total_square));
+    for (int g = 0; g < kGroups; ++g) {
+      row[g] = best.row[g];
+      variant[g] = best.variant[g];
+    }
+    return half < kHalfInfinity;
+  }
+
+  BlockInput<256> input_;
+  Lanes w_[kSets][F::kDims];
+  Lanes importance_[kSets][F::kDims];
+};
+
+// The search tables of a format, built at the first use; the compiler makes that thread-safe.
+template <typename F>
+const GridBook<F>& grid_book() {
+  struct Built {
+    GridBook<F> book;
+    Built() {
+      uint8_t level[F::kRows][F::kDims];
+      for (int r = 0; r < F::kRows; ++r) {
+        for (int j = 0; j < F::kDims; ++j) {
+          level[r][j] = static_cast<uint8_t>(F::level_of(static_cast<uint8_t>(F::codebook().row[r] >> (8 * j))));
+        }
+      }
+      book.build(level, F::kLevel[0]);
+    }
+  };
+  static const Built built;
+  return built.book;
+}
+
+template <typename F>
+bool pack_grid_row(const float* w, const float* importance, int64_t cols, uint8_t* blocks) {
+  using Block = typename F::Block;
+  const GridBook<F>& book = grid_book<F>();
+  GridBlock<F> block;
+  for (int64_t c = 0; c < cols; c += Block::kBlockSize, blocks += Block::kBlockBytes) {
+    if (!block.quantise(book, w + c, importance + c)) return false;
+    F::store(block, reinterpret_cast<Block*>(blocks));
+  }
+  return true;
+}
+
+template <typename F>
+Packer grid_packer() {
+  return {pack_grid_row<F>, [] {
+            grid_book<F>();
+            return true;
+          }};
+}
+
+}  // namespace lutkern

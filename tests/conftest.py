@@ -1,0 +1,60 @@
+"""The axes of the tests: formats, instruction sets, operations, shapes. Nothing else lists them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import lutkern
+import pytest
+from hypothesis import HealthCheck, settings
+
+settings.register_profile("default", max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("ci-fuzz", max_examples=1500, deadline=None, suppress_health_check=list(HealthCheck))
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
+
+FORMATS = lutkern.formats()
+PACKABLE = tuple(f for f in FORMATS if f.can_pack)
+INTEGER = tuple(f for f in FORMATS if not f.is_float)
+
+# rows, cols: why
+SHAPES = {
+    (1, 256): "one row, one block",
+    (3, 512): "rows that fill no panel of four",
+    (4, 768): "one whole panel",
+    (5, 100): "less than a block, padded",
+    (7, 288): "a block and a bit: whole blocks of 32, padding for 256",
+    (33, 576): "SmolLM2's hidden size, no multiple of 256",
+    (2, 1536): "several blocks",
+}
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    axes = {
+        "fmt": FORMATS,
+        "packable": PACKABLE,
+        "integer": INTEGER,
+        "isa": lutkern.isas(),
+        "device": [d.name for d in lutkern.devices() if d.available],
+        "shape": list(SHAPES),
+    }
+    for name, values in axes.items():
+        if name in metafunc.fixturenames:
+            indirect = name == "isa"
+            metafunc.parametrize(name, values, ids=lambda v: "x".join(map(str, v)) if isinstance(v, tuple) else str(v), indirect=indirect)
+
+
+@pytest.fixture
+def isa(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Run the test with the kernels of one instruction set."""
+    lutkern.use_isa(request.param)
+    yield request.param
+    lutkern.use_isa(None)
+
+
+@pytest.fixture
+def all_threads() -> Iterator[None]:
+    """Put the number of threads back after the test."""
+    before = lutkern.num_threads()
+    yield
+    lutkern.set_num_threads(before)

@@ -1,0 +1,170 @@
+"""How arrays enter and leave: element types, strides, DLPack, out, and every refusal with its text."""
+
+from __future__ import annotations
+
+import lutkern
+import ml_dtypes
+import numpy as np
+import pytest
+from weights import by_name, random_tensor
+
+T = random_tensor(by_name("iq2_xxs"), (6, 512))
+E = random_tensor(by_name("iq2_xxs"), (2, 6, 512))
+X = np.random.default_rng(5).standard_normal((4, 512)).astype(np.float32)
+
+
+class Dlpack:
+    """An array that is known only by DLPack, as those of other libraries are."""
+
+    def __init__(self, array, device=(1, 0)):
+        self.array, self.device = array, device
+
+    def __dlpack__(self, **options):
+        return self.array.__dlpack__(**options)
+
+    def __dlpack_device__(self):
+        return self.device
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16], ids=["float16", "bfloat16"])
+def test_short_floats_are_their_float32(dtype):
+    short = X.astype(dtype)
+    assert np.array_equal(lutkern.matmul(T, short), lutkern.matmul(T, short.astype(np.float32)))
+    assert np.array_equal(lutkern.matvec(T, short[0]), lutkern.matvec(T, short[0].astype(np.float32)))
+
+
+def test_every_float16_is_converted_to_the_bit():
+    bits = np.arange(2**16, dtype=np.uint16)
+    every = bits.view(np.float16)
+    every = every[np.isfinite(every)]
+    one = np.zeros((1, 32), np.float32)
+    one[0, 0] = 1.0
+    t = lutkern.PackedTensor.from_blocks(one.tobytes(), "f32", (1, 32))
+    x = np.zeros((len(every), 32), np.float16)
+    x[:, 0] = every
+    assert np.array_equal(lutkern.matmul(t, x)[:, 0], every.astype(np.float32))
+
+
+@pytest.mark.parametrize(
+    "view",
+    [
+        lambda a: a[::2],
+        lambda a: np.asfortranarray(a),
+        lambda a: np.repeat(a, 2, axis=1)[:, ::2],
+        lambda a: a[::-1],
+        lambda a: np.concatenate([a, a], axis=1)[:, :512],
+        lambda a: np.broadcast_to(a[0], a.shape),
+        lambda a: a.astype(">f4"),
+        lambda a: np.frombuffer(b"\0" + a.tobytes(), np.uint8)[1:].view(np.float32).reshape(a.shape),
+    ],
+    ids=["rows", "fortran", "columns", "reversed", "inside a wider array", "broadcast", "big-endian", "misaligned"],
+)
+def test_any_strides(view):
+    array = view(X)
+    assert np.array_equal(lutkern.matmul(T, array), lutkern.matmul(T, np.array(array, np.float32, order="C")))
+    assert np.array_equal(lutkern.matvec(T, array[1]), lutkern.matvec(T, np.array(array[1], np.float32)))
+
+
+def test_dlpack_and_buffers():
+    expected = lutkern.matmul(T, X)
+    assert np.array_equal(lutkern.matmul(T, Dlpack(X)), expected)
+    assert np.array_equal(lutkern.matmul(T, memoryview(X)), expected)
+    assert np.array_equal(lutkern.matvec(T, Dlpack(X[2].astype(np.float16))), lutkern.matvec(T, X[2].astype(np.float16)))
+
+
+def test_torch_tensors_enter_by_dlpack():
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    expected = lutkern.matmul(T, X)
+    assert np.array_equal(lutkern.matmul(T, torch.from_numpy(X.copy())), expected)
+    brief = torch.from_numpy(X.copy()).to(torch.bfloat16)
+    assert np.array_equal(lutkern.matmul(T, brief), lutkern.matmul(T, brief.float()))
+    assert np.array_equal(lutkern.matmul(T, brief[:, :]), lutkern.matmul(T, brief.float().numpy()))
+
+
+def test_an_array_on_another_device_is_refused():
+    with pytest.raises(RuntimeError) as caught:
+        lutkern.matmul(T, Dlpack(X, device=(2, 0)))
+    assert str(caught.value) == "matmul: x is on DLPack device 2, expected the CPU"
+
+
+def test_out_is_written_and_returned():
+    out = np.full(6, np.nan, np.float32)
+    assert lutkern.matvec(T, X[0], out=out) is out
+    assert np.array_equal(out, lutkern.matvec(T, X[0]))
+    out = np.full((4, 6), np.nan, np.float32)
+    assert lutkern.matmul(T, X, out=out) is out
+    assert np.array_equal(out, lutkern.matmul(T, X))
+
+
+def test_no_tokens():
+    assert lutkern.matmul(T, np.zeros((0, 512), np.float32)).shape == (0, 6)
+
+
+def frozen():
+    out = np.zeros(6, np.float32)
+    out.flags.writeable = False
+    return out
+
+
+BAD = {
+    "columns": (lambda: lutkern.matvec(T, X[0, :511]), ValueError, "matvec: x has 511 columns, the weight has 512"),
+    "columns of matmul": (lambda: lutkern.matmul(T, X[:, :500]), ValueError, "matmul: x has 500 columns, the weight has 512"),
+    "two dimensions": (lambda: lutkern.matvec(T, X), ValueError, "matvec: x has 2 dimensions, expected 1"),
+    "one dimension": (lambda: lutkern.matmul(T, X[0]), ValueError, "matmul: x has 1 dimensions, expected 2"),
+    "scalar": (lambda: lutkern.matvec(T, np.float32(1)), ValueError, "matvec: x has 0 dimensions, expected 1"),
+    "float64": (lambda: lutkern.matvec(T, X[0].astype(float)), TypeError, "matvec: x is float64, expected float32, float16 or bfloat16"),
+    "list": (lambda: lutkern.matvec(T, [1.0] * 512), TypeError, "matvec: x is float64, expected float32, float16 or bfloat16"),
+    "int8": (lambda: lutkern.matvec(T, X[0].astype(np.int8)), TypeError, "matvec: x is int8, expected float32, float16 or bfloat16"),
+    "uint16": (lambda: lutkern.matvec(T, X[0].astype(np.uint16)), TypeError, "matvec: x is uint16, expected float32, float16 or bfloat16"),
+    "object": (lambda: lutkern.matvec(T, None), TypeError, "matvec: x is object, expected float32, float16 or bfloat16"),
+    "experts": (lambda: lutkern.matvec(E, X[0]), ValueError, "matvec: the weight has 2 experts, expected one matrix: index it"),
+    "weight": (lambda: lutkern.matvec(X, X[0]), TypeError, "matvec: the weight is ndarray, expected a PackedTensor"),
+    "out shape": (lambda: lutkern.matvec(T, X[0], out=np.zeros(5, np.float32)), ValueError, "matvec: out has shape (5,), expected (6,)"),
+    "out dtype": (lambda: lutkern.matvec(T, X[0], out=np.zeros(6)), TypeError, "matvec: out is float64, expected a float32 NumPy array"),
+    "out type": (lambda: lutkern.matvec(T, X[0], out=[0.0] * 6), TypeError, "matvec: out is list, expected a float32 NumPy array"),
+    "out frozen": (
+        lambda: lutkern.matvec(T, X[0], out=frozen()),
+        ValueError,
+        "matvec: out is read-only or not C-contiguous, expected a writable C-contiguous array",
+    ),
+    "out strided": (
+        lambda: lutkern.matvec(T, X[0], out=np.zeros(12, np.float32)[::2]),
+        ValueError,
+        "matvec: out is read-only or not C-contiguous, expected a writable C-contiguous array",
+    ),
+    "pack float64": (lambda: lutkern.pack(np.zeros((2, 32)), "q8_0"), TypeError, "pack: w is float64, expected float32, float16 or bfloat16"),
+    "pack one dimension": (lambda: lutkern.pack(X[0], "q8_0"), ValueError, "pack: w has 1 dimensions, expected 2 or 3"),
+    "pack empty": (lambda: lutkern.pack(X[:0], "q8_0"), ValueError, "pack: w has shape (0, 512), expected sizes of at least 1"),
+    "pack format": (lambda: lutkern.pack(X, "q3_k"), ValueError, "pack: q3_k can be read but not packed"),
+    "pack unknown": (lambda: lutkern.pack(X, "q9"), ValueError, "unknown format 'q9', expected one of: iq1_s"),
+    "pack layout": (lambda: lutkern.pack(X, "q8_0", layout="x"), ValueError, "pack: unknown layout 'x', expected one of: blocks"),
+    "pack threads": (lambda: lutkern.pack(X, "q8_0", threads=0), ValueError, "pack: threads is 0, expected at least 1"),
+    "pack nan": (
+        lambda: lutkern.pack(np.where(np.arange(512) == 7, np.nan, X).astype(np.float32), "q8_0"),
+        ValueError,
+        "pack: w[0, 7] is not finite, expected finite weights",
+    ),
+    "pack inf": (
+        lambda: lutkern.pack(np.full((2, 32), np.inf, np.float32), "q8_0"),
+        ValueError,
+        "pack: w[0, 0] is not finite, expected finite weights",
+    ),
+    "importance shape": (
+        lambda: lutkern.pack(X, "q8_0", importance=np.ones(511)),
+        ValueError,
+        "pack: importance has shape (511,), expected (512,)",
+    ),
+    "importance dtype": (
+        lambda: lutkern.pack(X, "q8_0", importance=np.array(["a"] * 512)),
+        TypeError,
+        "pack: importance is <U1, expected float32",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", list(BAD))
+def test_bad_input(case):
+    call, error, text = BAD[case]
+    with pytest.raises(error) as caught:
+        call()
+    assert str(caught.value).startswith(text)

@@ -1,0 +1,17 @@
+"""Packed weights for the tests of the operations."""
+
+from __future__ import annotations
+
+import lutkern
+import numpy as np
+from reference_samples import finite_rows
+
+
+def random_tensor(fmt: lutkern.Format, shape: tuple[int, ...], seed: int = 0) -> lutkern.PackedTensor:
+    """Return a tensor of random bytes whose weights are finite and below 100: any such bytes are a valid weight."""
+    rows = int(np.prod(shape[:-1]))
+    return lutkern.PackedTensor.from_blocks(finite_rows(fmt.name, rows, shape[-1], seed), fmt, shape)
+
+
+def by_name(name: str) -> lutkern.Format:
+    return next(f for f in lutkern.formats() if f.name == name)
