@@ -1,0 +1,36 @@
+"""The README's Python runs as printed, and its format table is the truth."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import lutkern
+import pytest
+
+README = (Path(__file__).parents[1] / "README.md").read_text()
+BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+
+
+def test_the_readme_has_examples():
+    assert len(BLOCKS) >= 2
+
+
+@pytest.mark.parametrize("number", range(len(BLOCKS)))
+def test_a_block_runs(number, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    exec(compile(BLOCKS[number], f"README.md block {number}", "exec"), {})
+
+
+def test_the_format_table():
+    rows = {}
+    for line in README.splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if line.startswith("| `") and len(cells) == 4:
+            for name in re.findall(r"`(\w+)`", cells[0]):
+                rows[name] = cells
+    assert list(rows) == [f.name for f in lutkern.formats()]
+    for fmt in lutkern.formats():
+        bits, packs = rows[fmt.name][1], rows[fmt.name][2]
+        assert float(bits) == fmt.bits_per_weight
+        assert packs == ("yes" if fmt.can_pack else "")
