@@ -8,13 +8,15 @@
 //   row    = four 8-byte (or eight 4-byte) codebook rows                32 magnitudes, unsigned bytes
 //   signed = vpsignb(x.q, signs)                                       the sign moves to the activation
 //   pairs  = vpmaddubsw(row, signed)                                   16 sums of two, at most 2 * 62 * 127 < 2^15
-//   sums   = vpmaddwd(pairs, s)                                        8 sums of four, times the sub-block scale
+//   sums   = vpmaddwd(pairs, 2 s + 1)                                  8 sums of four, times the sub-block scale
 //   acc    = vfmadd(float(sums), x.scale, acc)
 //
 // vpmaddubsw is why magnitudes stay apart from signs: it takes unsigned times signed bytes, 32 products in one
 // instruction. The sub-block scale rides in vpmaddwd, which is needed anyway, so fp32 enters once for 32 columns and d
-// once for 256. IQ1 is ternary: vpsignb of the activation by the codebook row is the product itself, weighted by eight;
-// the shift of one eighth is a second vpsignb.
+// once for 256. Row numbers, signs and scales are cut out of the bit fields for a whole block first (Fields): vpmullw by
+// powers of two shifts 16 of them by different amounts, vpshufb looks up parities and spreads scales, and the loop is left
+// with loads. IQ1 is ternary: vpsignb of the activation by the codebook row is the product itself, and its shift of one
+// eighth meets sums of 8 activations.
 //
 // The caller guarantees whole blocks and activations padded to 256 columns.
 #include <immintrin.h>
@@ -47,12 +49,6 @@ static inline __m256i rows_of_8(uint64_t a, uint64_t b, uint64_t c, uint64_t d) 
 
 static inline uint64_t two_rows_of_4(uint32_t low, uint32_t high) { return low | static_cast<uint64_t>(high) << 32; }
 
-// 28 bits, four seven-bit sign codes -> 32 bytes of 1 or -1
-static inline __m256i signs_of_codes(uint32_t word) {
-  return rows_of_8(kSigns.row[word & 127], kSigns.row[(word >> 7) & 127], kSigns.row[(word >> 14) & 127],
-                   kSigns.row[(word >> 21) & 127]);
-}
-
 // 32 sign bits -> 32 bytes of 1 or -1
 static inline __m256i signs_of_bits(uint32_t bits) {
   const __m256i spread = _mm256_set_epi64x(0x0303030303030303, 0x0202020202020202, 0x0101010101010101, 0);
@@ -62,141 +58,185 @@ static inline __m256i signs_of_bits(uint32_t bits) {
   return _mm256_or_si256(minus, _mm256_set1_epi8(1));
 }
 
-// Two scales, 16 columns each, as the int16 operand of vpmaddwd
-static inline __m256i two_scales(int low, int high) {
-  return _mm256_set_m128i(_mm_set1_epi16(static_cast<short>(high)), _mm_set1_epi16(static_cast<short>(low)));
-}
-
-// ---- codebook formats: 32 columns at a time ----
-
-// Magnitudes (unsigned bytes) and signs (bytes of 1 or -1) of 32 weights.
-struct Signed32 {
-  __m256i magnitude;
-  __m256i sign;
-};
-
-static inline uint32_t word_of(const uint8_t* p) {
-  uint32_t word;
-  __builtin_memcpy(&word, p, sizeof(word));
-  return word;
-}
-
-static inline Signed32 group32(const Iq2Xxs& b, int g) {
-  const uint8_t* index = b.group[g].index;
-  return {rows_of_8(kIq2XxsGrid.row[index[0]], kIq2XxsGrid.row[index[1]], kIq2XxsGrid.row[index[2]],
-                    kIq2XxsGrid.row[index[3]]),
-          signs_of_codes(word_of(b.group[g].word))};
-}
-
-static inline Signed32 group32(const Iq2Xs& b, int g) {
-  uint64_t words;
-  __builtin_memcpy(&words, b.word[4 * g], sizeof(words));
-  return {rows_of_8(kIq2XsGrid.row[words & 511], kIq2XsGrid.row[(words >> 16) & 511],
-                    kIq2XsGrid.row[(words >> 32) & 511], kIq2XsGrid.row[(words >> 48) & 511]),
-          rows_of_8(kSigns.row[(words >> 9) & 127], kSigns.row[(words >> 25) & 127], kSigns.row[(words >> 41) & 127],
-                    kSigns.row[words >> 57])};
-}
-
-static inline Signed32 group32(const Iq2S& b, int g) {
-  const uint8_t* index = b.index + 4 * g;
-  const uint32_t high = b.high[g];
-  return {rows_of_8(kIq2SGrid.row[index[0] | (high << 8 & 0x300)], kIq2SGrid.row[index[1] | (high << 6 & 0x300)],
-                    kIq2SGrid.row[index[2] | (high << 4 & 0x300)], kIq2SGrid.row[index[3] | (high << 2 & 0x300)]),
-          signs_of_bits(word_of(b.sign + 4 * g))};
-}
-
-static inline Signed32 group32(const Iq3Xxs& b, int g) {
-  const uint8_t* index = b.index + 8 * g;
-  return {rows_of_8(two_rows_of_4(kIq3XxsGrid.row[index[0]], kIq3XxsGrid.row[index[1]]),
-                    two_rows_of_4(kIq3XxsGrid.row[index[2]], kIq3XxsGrid.row[index[3]]),
-                    two_rows_of_4(kIq3XxsGrid.row[index[4]], kIq3XxsGrid.row[index[5]]),
-                    two_rows_of_4(kIq3XxsGrid.row[index[6]], kIq3XxsGrid.row[index[7]])),
-          signs_of_codes(word_of(b.word[g]))};
-}
-
-static inline Signed32 group32(const Iq3S& b, int g) {
-  const uint8_t* index = b.index + 8 * g;
-  const uint32_t high = b.high[g];
-  return {
-      rows_of_8(
-          two_rows_of_4(kIq3SGrid.row[index[0] | (high << 8 & 0x100)], kIq3SGrid.row[index[1] | (high << 7 & 0x100)]),
-          two_rows_of_4(kIq3SGrid.row[index[2] | (high << 6 & 0x100)], kIq3SGrid.row[index[3] | (high << 5 & 0x100)]),
-          two_rows_of_4(kIq3SGrid.row[index[4] | (high << 4 & 0x100)], kIq3SGrid.row[index[5] | (high << 3 & 0x100)]),
-          two_rows_of_4(kIq3SGrid.row[index[6] | (high << 2 & 0x100)], kIq3SGrid.row[index[7] | (high << 1 & 0x100)])),
-      signs_of_bits(word_of(b.sign + 4 * g))};
-}
-
-static inline __m256i pairs_i16(const Signed32& w, __m256i x_i8) {
-  return _mm256_maddubs_epi16(w.magnitude, _mm256_sign_epi8(x_i8, w.sign));
-}
-
-// Ternary rows and shifts (bytes of 1 or -1) of 32 weights, in eighths: w = 8 * row + shift.
-struct Ternary32 {
-  __m256i row;
-  __m256i shift;
-};
-
-static inline Ternary32 group32(const Iq1S& b, int g) {
-  const uint8_t* index = b.index + 4 * g;
-  const uint32_t word = static_cast<uint32_t>(b.word[g][0] | b.word[g][1] << 8);
-  return {rows_of_8(kIq1Grid.row[index[0] | (word << 8 & 0x700)], kIq1Grid.row[index[1] | (word << 5 & 0x700)],
-                    kIq1Grid.row[index[2] | (word << 2 & 0x700)], kIq1Grid.row[index[3] | (word >> 1 & 0x700)]),
-          _mm256_set1_epi8((word & 0x8000) ? -1 : 1)};
-}
-
-static inline Ternary32 group32(const Iq1M& b, int g) {
-  const uint8_t* index = b.index + 4 * g;
-  const uint32_t high = static_cast<uint32_t>(b.high[2 * g] | b.high[2 * g + 1] << 8);
-  // Shift bits 3, 7, 11, 15, one for 8 weights: byte 0 or byte 1 of high, tested at bit 3 or bit 7.
-  const __m256i spread = _mm256_set_epi64x(0x0101010101010101, 0x0101010101010101, 0, 0);
-  const __m256i bit = _mm256_set_epi64x(static_cast<int64_t>(0x8080808080808080u), 0x0808080808080808,
-                                        static_cast<int64_t>(0x8080808080808080u), 0x0808080808080808);
-  const __m256i bytes = _mm256_shuffle_epi8(_mm256_set1_epi16(static_cast<short>(high)), spread);
-  const __m256i minus = _mm256_cmpeq_epi8(_mm256_and_si256(bytes, bit), bit);
-  return {rows_of_8(kIq1Grid.row[index[0] | (high << 8 & 0x700)], kIq1Grid.row[index[1] | (high << 4 & 0x700)],
-                    kIq1Grid.row[index[2] | (high & 0x700)], kIq1Grid.row[index[3] | (high >> 4 & 0x700)]),
-          _mm256_or_si256(minus, _mm256_set1_epi8(1))};
-}
-
-static inline __m256i pairs_i16(const Ternary32& w, __m256i x_i8) {
-  const __m256i rows = _mm256_maddubs_epi16(_mm256_set1_epi8(8), _mm256_sign_epi8(x_i8, w.row));
-  const __m256i shifts = _mm256_maddubs_epi16(_mm256_set1_epi8(1), _mm256_sign_epi8(x_i8, w.shift));
-  return _mm256_add_epi16(rows, shifts);
-}
-
-// Integer sub-block scales of 32 columns and the float that multiplies the whole block:
-// scale16 = block_factor * integer.
-static inline __m256i scales32(const Iq1S& b, int g) {
-  return _mm256_set1_epi16(static_cast<short>((b.word[g][1] >> 3 & 14) + 1));
-}
-static inline __m256i scales32(const Iq1M& b, int g) {
-  const int word = b.word[g / 2][0] | b.word[g / 2][1] << 8;
-  const int two = word >> (6 * (g % 2));
-  return two_scales((two << 1 & 14) + 1, (two >> 2 & 14) + 1);
-}
-static inline __m256i scales32(const Iq2Xxs& b, int g) {
-  return _mm256_set1_epi16(static_cast<short>((b.group[g].word[3] >> 3 & 30) + 1));
-}
-static inline __m256i scales32(const Iq2Xs& b, int g) {
-  return two_scales((b.scale[g] << 1 & 30) + 1, (b.scale[g] >> 3 & 30) + 1);
-}
-static inline __m256i scales32(const Iq2S& b, int g) {
-  return two_scales((b.scale[g] << 1 & 30) + 1, (b.scale[g] >> 3 & 30) + 1);
-}
-static inline __m256i scales32(const Iq3Xxs& b, int g) {
-  return _mm256_set1_epi16(static_cast<short>((b.word[g][3] >> 3 & 30) + 1));
-}
-static inline __m256i scales32(const Iq3S& b, int g) {
-  return _mm256_set1_epi16(static_cast<short>((b.scale[g / 2] >> (4 * (g % 2)) & 15) * 2 + 1));
-}
+static inline __m128i load_u8x16(const void* p) { return _mm_loadu_si128(static_cast<const __m128i*>(p)); }
+static inline __m128i load_u8x8(const void* p) { return _mm_loadl_epi64(static_cast<const __m128i*>(p)); }
+static inline __m256i both_lanes(__m128i v) { return _mm256_broadcastsi128_si256(v); }
+static inline __m128i low_lane(__m256i v) { return _mm256_castsi256_si128(v); }
+static inline __m128i high_lane(__m256i v) { return _mm256_extracti128_si256(v, 1); }
 
 static inline float half_of(const uint8_t* p) { return _cvtsh_ss(static_cast<unsigned short>(p[0] | p[1] << 8)); }
 
-static inline float block_factor(const Iq1S& b) { return half_of(b.d) * 0.125f; }
+// ---- codebook formats ----
+
+// What 256 weights need, cut out of the block's bit fields all at once, so that the inner loop is left with plain loads.
+struct Fields {
+  alignas(32) uint16_t row[64];  // codebook rows, where the block does not store them as bytes
+  alignas(32) uint32_t sign[8];  // sign bits of 32 weights
+  __m256i scale_i16x16;          // 2 s + 1; low lane: of the even 16 columns, high lane: of the odd ones
+};
+
+static inline void store_signs(Fields& f, __m256i sign) {
+  _mm256_store_si256(reinterpret_cast<__m256i*>(f.sign), sign);
+}
+
+// Rows at .. at + 15: low bytes as stored, high bits in place.
+static inline void store_rows(Fields& f, int at, const uint8_t* low, __m256i high_u16x16) {
+  const __m256i rows = _mm256_or_si256(_mm256_cvtepu8_epi16(load_u8x16(low)), high_u16x16);
+  _mm256_store_si256(reinterpret_cast<__m256i*>(f.row + at), rows);
+}
+
+// Bytes of seven bits get their parity as the eighth, looked up by nibbles.
+static inline __m256i with_parity(__m256i codes_u8x32) {
+  const __m256i odd = both_lanes(_mm_setr_epi8(0, -128, -128, 0, -128, 0, 0, -128, -128, 0, 0, -128, 0, -128, -128, 0));
+  const __m256i nibble = _mm256_set1_epi8(15);
+  const __m256i low = _mm256_and_si256(codes_u8x32, nibble);
+  const __m256i high = _mm256_and_si256(_mm256_srli_epi16(codes_u8x32, 4), nibble);
+  return _mm256_or_si256(codes_u8x32, _mm256_shuffle_epi8(odd, _mm256_xor_si256(low, high)));
+}
+
+// Four seven-bit sign codes in the low 28 bits of eight words -> 32 sign bits each
+static inline __m256i signs_of_words(__m256i word_u32x8) {
+  const __m256i first = _mm256_and_si256(word_u32x8, _mm256_set1_epi32(0x7f));
+  const __m256i second = _mm256_and_si256(_mm256_slli_epi32(word_u32x8, 1), _mm256_set1_epi32(0x7f00));
+  const __m256i third = _mm256_and_si256(_mm256_slli_epi32(word_u32x8, 2), _mm256_set1_epi32(0x7f0000));
+  const __m256i fourth = _mm256_and_si256(_mm256_slli_epi32(word_u32x8, 3), _mm256_set1_epi32(0x7f000000));
+  return with_parity(_mm256_or_si256(_mm256_or_si256(first, second), _mm256_or_si256(third, fourth)));
+}
+
+// 2 s + 1 for eight scales of 32 columns each
+static inline __m256i odd_scales(__m128i s_u16x8) {
+  return both_lanes(_mm_add_epi16(_mm_add_epi16(s_u16x8, s_u16x8), _mm_set1_epi16(1)));
+}
+
+// The same for eight words with the scale in their bits 28..31
+static inline __m256i odd_scales_of_words(__m256i word_u32x8) {
+  const __m256i s = _mm256_srli_epi32(word_u32x8, 28);
+  return odd_scales(_mm_packus_epi32(low_lane(s), high_lane(s)));
+}
+
+// The same for sixteen 4-bit scales in 8 bytes, low nibble first
+static inline __m256i odd_scales_of_nibbles(const uint8_t* scale) {
+  const __m128i bytes = _mm_cvtepu8_epi16(load_u8x8(scale));
+  const __m128i even = _mm_and_si128(_mm_add_epi16(bytes, bytes), _mm_set1_epi16(30));
+  const __m128i odd = _mm_and_si128(_mm_srli_epi16(bytes, 3), _mm_set1_epi16(30));
+  return _mm256_add_epi16(_mm256_set_m128i(odd, even), _mm256_set1_epi16(1));
+}
+
+static inline void fields_of(const Iq2Xxs& b, Fields& f) {
+  // A group is two 32-bit numbers, four indices and the word: the words of eight groups come together.
+  const __m256 low = _mm256_castsi256_ps(load_i8x32(b.group));
+  const __m256 high = _mm256_castsi256_ps(load_i8x32(b.group + 4));
+  const __m256i mixed = _mm256_castps_si256(_mm256_shuffle_ps(low, high, 0xdd));
+  const __m256i words = _mm256_permute4x64_epi64(mixed, 0xd8);
+  store_signs(f, signs_of_words(words));
+  f.scale_i16x16 = odd_scales_of_words(words);
+}
+
+static inline void fields_of(const Iq2Xs& b, Fields& f) {
+  const __m256i first = load_i8x32(b.word[0]);
+  const __m256i second = load_i8x32(b.word[16]);
+  const __m256i index = _mm256_set1_epi16(511);
+  _mm256_store_si256(reinterpret_cast<__m256i*>(f.row), _mm256_and_si256(first, index));
+  _mm256_store_si256(reinterpret_cast<__m256i*>(f.row + 16), _mm256_and_si256(second, index));
+  const __m256i codes = _mm256_packus_epi16(_mm256_srli_epi16(first, 9), _mm256_srli_epi16(second, 9));
+  store_signs(f, with_parity(_mm256_permute4x64_epi64(codes, 0xd8)));
+  f.scale_i16x16 = odd_scales_of_nibbles(b.scale);
+}
+
+static inline void fields_of(const Iq2S& b, Fields& f) {
+  // A byte of high serves four rows: repeated as 16-bit and times 2^(8 - 2 i), its bits 2 i come to bits 8 and 9.
+  const __m256i to_bit8 = _mm256_set1_epi64x(0x0004001000400100);
+  const __m256i four = _mm256_setr_epi8(0, -1, 0, -1, 0, -1, 0, -1, 1, -1, 1, -1, 1, -1, 1, -1,  //
+                                        2, -1, 2, -1, 2, -1, 2, -1, 3, -1, 3, -1, 3, -1, 3, -1);
+  for (int half = 0; half < 2; ++half) {
+    const __m128i high = _mm_cvtsi32_si128(static_cast<int>(load_u32(b.high + 4 * half)));
+    const __m256i moved = _mm256_mullo_epi16(_mm256_shuffle_epi8(both_lanes(high), four), to_bit8);
+    store_rows(f, 16 * half, b.index + 16 * half, _mm256_and_si256(moved, _mm256_set1_epi16(0x300)));
+  }
+  store_signs(f, load_i8x32(b.sign));
+  f.scale_i16x16 = odd_scales_of_nibbles(b.scale);
+}
+
+static inline void fields_of(const Iq3Xxs& b, Fields& f) {
+  const __m256i words = load_i8x32(b.word);
+  store_signs(f, signs_of_words(words));
+  f.scale_i16x16 = odd_scales_of_words(words);
+}
+
+static inline void fields_of(const Iq3S& b, Fields& f) {
+  // Two bytes of high serve 16 rows: each lane of the repeated word keeps one bit.
+  const __m256i bit = _mm256_setr_epi16(1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, -32768);
+  for (int part = 0; part < 4; ++part) {
+    const __m256i word = _mm256_set1_epi16(static_cast<short>(load_u16(b.high + 2 * part)));
+    const __m256i set = _mm256_cmpeq_epi16(_mm256_and_si256(word, bit), bit);
+    store_rows(f, 16 * part, b.index + 16 * part, _mm256_and_si256(set, _mm256_set1_epi16(0x100)));
+  }
+  store_signs(f, load_i8x32(b.sign));
+  // Each byte of scale twice: times 16 the low nibble comes to bits 4..7, where the high one is.
+  const __m128i twice = _mm_shuffle_epi8(_mm_cvtsi32_si128(static_cast<int>(load_u32(b.scale))),
+                                         _mm_setr_epi8(0, -1, 0, -1, 1, -1, 1, -1, 2, -1, 2, -1, 3, -1, 3, -1));
+  const __m128i nibbles = _mm_srli_epi16(_mm_mullo_epi16(twice, _mm_set1_epi32(0x00010010)), 4);
+  f.scale_i16x16 = odd_scales(_mm_and_si128(nibbles, _mm_set1_epi16(15)));
+}
+
+static inline void fields_of(const Iq1S& b, Fields& f) {
+  // A word serves four rows: repeated, times 2^(9 - 3 i) and right by one, its bits 3 i come to bits 8..10.
+  const __m256i to_bit9 = _mm256_set1_epi64x(0x0001000800400200);
+  const __m256i four = _mm256_setr_epi8(0, 1, 0, 1, 0, 1, 0, 1, 2, 3, 2, 3, 2, 3, 2, 3,  //
+                                        4, 5, 4, 5, 4, 5, 4, 5, 6, 7, 6, 7, 6, 7, 6, 7);
+  for (int half = 0; half < 2; ++half) {
+    const __m256i words = _mm256_shuffle_epi8(both_lanes(load_u8x8(b.word[4 * half])), four);
+    const __m256i moved = _mm256_srli_epi16(_mm256_mullo_epi16(words, to_bit9), 1);
+    store_rows(f, 16 * half, b.index + 16 * half, _mm256_and_si256(moved, _mm256_set1_epi16(0x700)));
+  }
+  f.scale_i16x16 = odd_scales(_mm_and_si128(_mm_srli_epi16(load_u8x16(b.word), 12), _mm_set1_epi16(7)));
+}
+
+// The four bits of each row, in order, one byte each
+static inline __m256i high_nibbles(const Iq1M& b) {
+  const __m256i pairs = _mm256_cvtepu8_epi16(load_u8x16(b.high));
+  return _mm256_and_si256(_mm256_or_si256(pairs, _mm256_slli_epi16(pairs, 4)), _mm256_set1_epi8(15));
+}
+
+static inline void fields_of(const Iq1M& b, Fields& f) {
+  const __m256i bits = _mm256_and_si256(high_nibbles(b), _mm256_set1_epi8(7));
+  store_rows(f, 0, b.index, _mm256_slli_epi16(_mm256_cvtepu8_epi16(low_lane(bits)), 8));
+  store_rows(f, 16, b.index + 16, _mm256_slli_epi16(_mm256_cvtepu8_epi16(high_lane(bits)), 8));
+  // Scale i of a word is its bits 3 i: times 2^(13 - 3 i) and right by 13. Even ones in the low lane, odd ones in the high lane.
+  const __m128i twice =
+      _mm_shuffle_epi8(load_u8x8(b.word), _mm_setr_epi8(0, 1, 0, 1, 2, 3, 2, 3, 4, 5, 4, 5, 6, 7, 6, 7));
+  const __m256i to_bit13 = _mm256_set_m128i(_mm_set1_epi32(0x00100400), _mm_set1_epi32(0x00802000));
+  const __m256i s = _mm256_srli_epi16(_mm256_mullo_epi16(both_lanes(twice), to_bit13), 13);
+  f.scale_i16x16 = _mm256_add_epi16(_mm256_add_epi16(s, s), _mm256_set1_epi16(1));
+}
+
+// Codebook rows of 32 weights
+template <typename Index, int kRows>
+static inline __m256i rows32(const Codebook<uint64_t, kRows>& grid, const Index* row) {
+  return rows_of_8(grid.row[row[0]], grid.row[row[1]], grid.row[row[2]], grid.row[row[3]]);
+}
+
+template <typename Index, int kRows>
+static inline __m256i rows32(const Codebook<uint32_t, kRows>& grid, const Index* row) {
+  return rows_of_8(two_rows_of_4(grid.row[row[0]], grid.row[row[1]]), two_rows_of_4(grid.row[row[2]], grid.row[row[3]]),
+                   two_rows_of_4(grid.row[row[4]], grid.row[row[5]]),
+                   two_rows_of_4(grid.row[row[6]], grid.row[row[7]]));
+}
+
+static inline __m256i rows32(const Iq1S&, const Fields& f, int g) { return rows32(kIq1Grid, f.row + 4 * g); }
+static inline __m256i rows32(const Iq1M&, const Fields& f, int g) { return rows32(kIq1Grid, f.row + 4 * g); }
+static inline __m256i rows32(const Iq2Xxs& b, const Fields&, int g) { return rows32(kIq2XxsGrid, b.group[g].index); }
+static inline __m256i rows32(const Iq2Xs&, const Fields& f, int g) { return rows32(kIq2XsGrid, f.row + 4 * g); }
+static inline __m256i rows32(const Iq2S&, const Fields& f, int g) { return rows32(kIq2SGrid, f.row + 4 * g); }
+static inline __m256i rows32(const Iq3Xxs& b, const Fields&, int g) { return rows32(kIq3XxsGrid, b.index + 8 * g); }
+static inline __m256i rows32(const Iq3S&, const Fields& f, int g) { return rows32(kIq3SGrid, f.row + 8 * g); }
+
+// The scale of 16 columns is block_factor * (2 s + 1), for IQ1 an eighth of that in units of its codes.
+static inline float block_factor(const Iq1S& b) { return half_of(b.d); }
 static inline float block_factor(const Iq1M& b) {
   const unsigned half =
       b.word[0][1] >> 4 | (b.word[1][1] & 0xf0) | (b.word[2][1] & 0xf0) << 4 | (b.word[3][1] & 0xf0) << 8;
-  return _cvtsh_ss(static_cast<unsigned short>(half)) * 0.125f;
+  return _cvtsh_ss(static_cast<unsigned short>(half));
 }
 static inline float block_factor(const Iq2Xxs& b) { return half_of(b.d) * 0.125f; }
 static inline float block_factor(const Iq2Xs& b) { return half_of(b.d) * 0.125f; }
@@ -204,20 +244,87 @@ static inline float block_factor(const Iq2S& b) { return half_of(b.d) * 0.125f; 
 static inline float block_factor(const Iq3Xxs& b) { return half_of(b.d) * 0.25f; }
 static inline float block_factor(const Iq3S& b) { return half_of(b.d); }
 
+// 2 s + 1 of 32 columns where vpmaddwd wants it: element g of each lane, all over that lane
+static inline __m256i scales32(const Fields& f, int g) {
+  return _mm256_shuffle_epi8(f.scale_i16x16, _mm256_set1_epi16(static_cast<short>((2 * g + 1) << 8 | 2 * g)));
+}
+
+static inline __m256 add32(__m256i pairs_i16x16, const Fields& f, int g, const float* scale, __m256 sum_f32x8) {
+  const __m256i sums_i32x8 = _mm256_madd_epi16(pairs_i16x16, scales32(f, g));
+  return _mm256_fmadd_ps(_mm256_cvtepi32_ps(sums_i32x8), _mm256_broadcast_ss(scale + g), sum_f32x8);
+}
+
+template <class Block>
+static inline __m256 dot_block(const Block& b, const int8_t* q, const float* scale, const int16_t*) {
+  Fields f;
+  fields_of(b, f);
+  __m256 sum_f32x8 = _mm256_setzero_ps();
+#pragma GCC unroll 8
+  for (int g = 0; g < 8; ++g) {
+    const __m256i x = _mm256_sign_epi8(load_i8x32(q + 32 * g), signs_of_bits(f.sign[g]));
+    sum_f32x8 = add32(_mm256_maddubs_epi16(rows32(b, f, g), x), f, g, scale, sum_f32x8);
+  }
+  return sum_f32x8;
+}
+
+// The ternary rows of IQ1, without their shifts
+template <class Block>
+static inline __m256 dot_ternary(const Block& b, const Fields& f, const int8_t* q, const float* scale) {
+  const __m256i one = _mm256_set1_epi8(1);
+  __m256 sum_f32x8 = _mm256_setzero_ps();
+#pragma GCC unroll 8
+  for (int g = 0; g < 8; ++g) {
+    const __m256i x = _mm256_sign_epi8(load_i8x32(q + 32 * g), rows32(b, f, g));
+    sum_f32x8 = add32(_mm256_maddubs_epi16(one, x), f, g, scale, sum_f32x8);
+  }
+  return sum_f32x8;
+}
+
+// The shifts of IQ1 meet sums of activations: one product for 8 columns instead of eight, an integer until x.scale.
+static inline __m256 dot_block(const Iq1S& b, const int8_t* q, const float* scale, const int16_t* sum) {
+  Fields f;
+  fields_of(b, f);
+  // Bit 15 of a word: minus, for 32 columns, whose activations are four sums of 8.
+  const __m128i sign = _mm_or_si128(_mm_srai_epi16(load_u8x16(b.word), 15), _mm_set1_epi16(1));
+  const __m256i shift_i32x8 = _mm256_cvtepi16_epi32(_mm_sign_epi16(low_lane(f.scale_i16x16), sign));
+  const __m256i one = _mm256_set1_epi16(1);
+  const __m256i first = _mm256_madd_epi16(load_i8x32(sum), one);
+  const __m256i second = _mm256_madd_epi16(load_i8x32(sum + 16), one);
+  const __m256i sums_i32x8 = _mm256_permute4x64_epi64(_mm256_hadd_epi32(first, second), 0xd8);
+  const __m256 eighths = _mm256_cvtepi32_ps(_mm256_mullo_epi32(shift_i32x8, sums_i32x8));
+  const __m256 shifts = _mm256_mul_ps(eighths, _mm256_set1_ps(0.125f));
+  return _mm256_fmadd_ps(shifts, _mm256_loadu_ps(scale), dot_ternary(b, f, q, scale));
+}
+
+static inline __m256 dot_block(const Iq1M& b, const int8_t* q, const float* scale, const int16_t* sum) {
+  Fields f;
+  fields_of(b, f);
+  // Bit 3 of a nibble: minus, for 8 columns. Two of them share a scale.
+  const __m256i minus = _mm256_cmpgt_epi8(high_nibbles(b), _mm256_set1_epi8(7));
+  const __m128i even = low_lane(f.scale_i16x16);
+  const __m128i odd = high_lane(f.scale_i16x16);
+  __m256 eighths = _mm256_setzero_ps();
+  for (int half = 0; half < 2; ++half) {
+    const __m256i sign = _mm256_cvtepi8_epi16(half ? high_lane(minus) : low_lane(minus));
+    const __m256i signed_i16x16 =
+        _mm256_sign_epi16(load_i8x32(sum + 16 * half), _mm256_or_si256(sign, _mm256_set1_epi16(1)));
+    const __m128i in_order = half ? _mm_unpackhi_epi16(even, odd) : _mm_unpacklo_epi16(even, odd);
+    const __m256i once = _mm256_cvtepi16_epi32(in_order);
+    const __m256i twice = _mm256_or_si256(once, _mm256_slli_epi32(once, 16));
+    const __m128 four = _mm_loadu_ps(scale + 4 * half);
+    const __m256 x_scale = _mm256_set_m128(_mm_unpackhi_ps(four, four), _mm_unpacklo_ps(four, four));
+    eighths = _mm256_fmadd_ps(_mm256_cvtepi32_ps(_mm256_madd_epi16(signed_i16x16, twice)), x_scale, eighths);
+  }
+  return _mm256_fmadd_ps(eighths, _mm256_set1_ps(0.125f), dot_ternary(b, f, q, scale));
+}
+
 template <class Block>
 static void gemv_codebook(const Rows& rows, const Activations& x, float* out) {
   for (int64_t r = 0; r < rows.n_rows; ++r) {
     const Block* block = reinterpret_cast<const Block*>(rows.data + r * rows.row_bytes);
     __m256 acc_f32x8 = _mm256_setzero_ps();
     for (int64_t b = 0; b < rows.cols / 256; ++b) {
-      const int8_t* q = x.q + 256 * b;
-      const float* scale = x.scale + 8 * b;
-      __m256 sum_f32x8 = _mm256_setzero_ps();
-      for (int g = 0; g < 8; ++g) {
-        const __m256i pairs_i16x16 = pairs_i16(group32(block[b], g), load_i8x32(q + 32 * g));
-        const __m256i sums_i32x8 = _mm256_madd_epi16(pairs_i16x16, scales32(block[b], g));
-        sum_f32x8 = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sums_i32x8), _mm256_broadcast_ss(scale + g), sum_f32x8);
-      }
+      const __m256 sum_f32x8 = dot_block(block[b], x.q + 256 * b, x.scale + 8 * b, x.sum + 32 * b);
       acc_f32x8 = _mm256_fmadd_ps(sum_f32x8, _mm256_set1_ps(block_factor(block[b])), acc_f32x8);
     }
     out[r] = sum_of_lanes(acc_f32x8);
@@ -248,17 +355,16 @@ static inline void add_chunk(Sum& acc, const Unpacked& u, int n, const int8_t* q
     out = _mm256_fmadd_ps(_mm256_mul_ps(_mm256_cvtepi32_ps(dots), lanes_of_two(u.scale + 2 * g)), x_scale, out);
   }
   if (kHasOffset) {
-    // 16 sums of 16 columns meet 16 offsets; activation scale g belongs to sums 2 g and 2 g + 1.
+    // Two sums of 8 columns meet one offset; activation scale g belongs to the offsets 2 g and 2 g + 1.
     for (int g = 0; g < n / kActivationGroup; g += 4) {
-      const __m256 sums =
-          _mm256_cvtepi32_ps(_mm256_cvtepi16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(sum + 2 * g))));
+      const __m256i sums_i32x8 = _mm256_madd_epi16(load_i8x32(sum + 4 * g), _mm256_set1_epi16(1));
       const __m128 four = _mm_loadu_ps(scale + g);
       const __m256 scales = _mm256_set_m128(_mm_unpackhi_ps(four, four), _mm_unpacklo_ps(four, four));
       const int left = n / 16 - 2 * g;  // offsets past the columns of a short chunk are not written
       const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
       const __m256i valid = _mm256_cmpgt_epi32(_mm256_set1_epi32(left), lane);
       const __m256 offsets = _mm256_maskload_ps(u.offset + 2 * g, valid);
-      out = _mm256_fmadd_ps(_mm256_mul_ps(offsets, sums), scales, out);
+      out = _mm256_fmadd_ps(_mm256_mul_ps(offsets, _mm256_cvtepi32_ps(sums_i32x8)), scales, out);
     }
   }
   acc.f32x8 = out;
@@ -266,9 +372,45 @@ static inline void add_chunk(Sum& acc, const Unpacked& u, int n, const int8_t* q
 
 static inline float total(const Sum& acc) { return sum_of_lanes(acc.f32x8); }
 
+// The scales of each 32 columns of each row, spread over the lanes once for all tokens.
+struct PanelScales {
+  __m256 lanes[kPanel][kChunk / 32];
+};
+
+static inline void load_scales(const Unpacked* u, int n_rows, int n, PanelScales& scales) {
+  for (int p = 0; p < n_rows; ++p) {
+    for (int g = 0; g < n / 32; ++g) scales.lanes[p][g] = lanes_of_two(u[p].scale + 2 * g);
+  }
+}
+
+// Four sums of lanes at once
+static inline __m128 sums_of_lanes(__m256 a, __m256 b, __m256 c, __m256 d) {
+  const __m256 four = _mm256_hadd_ps(_mm256_hadd_ps(a, b), _mm256_hadd_ps(c, d));
+  return _mm_add_ps(_mm256_castps256_ps128(four), _mm256_extractf128_ps(four, 1));
+}
+
+// A whole panel and a whole chunk: each vector of activations is loaded once for four rows.
+static inline void dot_four_rows(const Unpacked* u, const PanelScales& scales, const int8_t* q, const float* scale,
+                                 float* dots) {
+  __m256 acc[kPanel] = {_mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps()};
+  for (int g = 0; g < kChunk / 32; ++g) {
+    const __m256i x = load_i8x32(q + 32 * g);
+    const __m256 x_scale = _mm256_broadcast_ss(scale + g);
+    for (int p = 0; p < kPanel; ++p) {
+      const __m256 dot = _mm256_cvtepi32_ps(dot4_i32x8(load_i8x32(u[p].q + 32 * g), x));
+      acc[p] = _mm256_fmadd_ps(_mm256_mul_ps(dot, scales.lanes[p][g]), x_scale, acc[p]);
+    }
+  }
+  _mm_storeu_ps(dots, sums_of_lanes(acc[0], acc[1], acc[2], acc[3]));
+}
+
 template <bool kHasOffset>
-static inline void dot_panel(const Unpacked* u, int n_rows, int n, const int8_t* q, const float* scale,
-                             const int16_t* sum, float* dots) {
+static inline void dot_panel(const Unpacked* u, const PanelScales& scales, int n_rows, int n, const int8_t* q,
+                             const float* scale, const int16_t* sum, float* dots) {
+  if (!kHasOffset && n_rows == kPanel && n == kChunk) {
+    dot_four_rows(u, scales, q, scale, dots);
+    return;
+  }
   for (int p = 0; p < n_rows; ++p) {
     Sum acc{_mm256_setzero_ps()};
     add_chunk<kHasOffset>(acc, u[p], n, q, scale, sum);
@@ -313,25 +455,45 @@ static inline void round_group(const float* x, float inverse, int8_t* q) {
 }
 
 // The codebook formats unpack by their 32 columns; a template of the same name serves the rest.
-template <class Block>
-static inline void unpack_codebook(const Block& block, int8_t* q, float* scale) {
-  for (int g = 0; g < 8; ++g) {
-    const Signed32 w = group32(block, g);
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(q + 32 * g), _mm256_sign_epi8(w.magnitude, w.sign));
-  }
-  for (int g = 0; g < 16; ++g) scale[g] = scale16(block, g);
+static inline void store_scales(const Fields& f, float factor, float* scale) {
+  const __m128i even = low_lane(f.scale_i16x16);
+  const __m128i odd = high_lane(f.scale_i16x16);
+  const __m256i first = _mm256_cvtepi16_epi32(_mm_unpacklo_epi16(even, odd));
+  const __m256i second = _mm256_cvtepi16_epi32(_mm_unpackhi_epi16(even, odd));
+  _mm256_storeu_ps(scale, _mm256_mul_ps(_mm256_cvtepi32_ps(first), _mm256_set1_ps(factor)));
+  _mm256_storeu_ps(scale + 8, _mm256_mul_ps(_mm256_cvtepi32_ps(second), _mm256_set1_ps(factor)));
 }
 
 template <class Block>
-static inline void unpack_ternary(const Block& block, int8_t* q, float* scale) {
+static inline void unpack_codebook(const Block& b, int8_t* q, float* scale) {
+  Fields f;
+  fields_of(b, f);
   for (int g = 0; g < 8; ++g) {
-    const Ternary32 w = group32(block, g);
+    const __m256i codes = _mm256_sign_epi8(rows32(b, f, g), signs_of_bits(f.sign[g]));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(q + 32 * g), codes);
+  }
+  store_scales(f, block_factor(b), scale);
+}
+
+// Shifts of 32 weights, bytes of 1 or -1
+static inline __m256i shifts32(const Iq1S& b, int g) { return _mm256_set1_epi8((b.word[g][1] & 0x80) ? -1 : 1); }
+static inline __m256i shifts32(const Iq1M& b, int g) {
+  const uint64_t shift[2] = {0x0101010101010101, ~uint64_t{0}};
+  const uint8_t* high = b.high + 2 * g;
+  return rows_of_8(shift[high[0] >> 3 & 1], shift[high[0] >> 7], shift[high[1] >> 3 & 1], shift[high[1] >> 7]);
+}
+
+template <class Block>
+static inline void unpack_ternary(const Block& b, int8_t* q, float* scale) {
+  Fields f;
+  fields_of(b, f);
+  for (int g = 0; g < 8; ++g) {
     // There is no byte shift: what a 16-bit shift carries across the byte border is cleared.
     const __m256i clear = _mm256_set1_epi8(static_cast<char>(0xf8));
-    const __m256i eighths = _mm256_and_si256(_mm256_slli_epi16(w.row, 3), clear);
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(q + 32 * g), _mm256_add_epi8(eighths, w.shift));
+    const __m256i eighths = _mm256_and_si256(_mm256_slli_epi16(rows32(b, f, g), 3), clear);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(q + 32 * g), _mm256_add_epi8(eighths, shifts32(b, g)));
   }
-  for (int g = 0; g < 16; ++g) scale[g] = scale16(block, g);
+  store_scales(f, block_factor(b) * 0.125f, scale);
 }
 
 template <>

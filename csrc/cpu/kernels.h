@@ -10,12 +10,12 @@ namespace lutkern {
 
 enum : int {
   kActivationGroup = 32,  // columns that share an activation scale
-  kSumGroup = 16,         // columns of one activation sum
+  kSumGroup = 8,          // columns of one activation sum
   kActivationPad = 256,   // activations are padded with zeros to a multiple of this
 };
 
 // int8 activations, one token after another. q is token_stride bytes apart, scale token_stride / 32, sum
-// token_stride / 16. x = scale * q; sum is the integer sum of q over 16 columns, for formats with an offset.
+// token_stride / 8. x = scale * q; sum is the integer sum of q over 8 columns, for formats with an offset or a shift.
 struct Activations {
   const int8_t* q;
   const float* scale;

@@ -23,10 +23,10 @@ static void quantize(const float* x, int64_t cols, int8_t* q, float* scale, int1
       round_group(x + g * kActivationGroup, 127.0f / largest, codes);
       scale[g] = largest / 127.0f;
     }
-    for (int half = 0; half < kActivationGroup / kSumGroup; ++half) {
-      int total_of_half = 0;
-      for (int j = 0; j < kSumGroup; ++j) total_of_half += codes[half * kSumGroup + j];
-      sum[g * (kActivationGroup / kSumGroup) + half] = static_cast<int16_t>(total_of_half);
+    for (int part = 0; part < kActivationGroup / kSumGroup; ++part) {
+      int total_of_part = 0;
+      for (int j = 0; j < kSumGroup; ++j) total_of_part += codes[part * kSumGroup + j];
+      sum[g * (kActivationGroup / kSumGroup) + part] = static_cast<int16_t>(total_of_part);
     }
   }
 }

@@ -24,7 +24,7 @@ static inline float dot_chunk(const Unpacked& u, int n, const int8_t* q, const f
       int32_t dot = 0;
       for (int j = 16 * half; j < 16 * half + 16; ++j) dot += static_cast<int32_t>(u.q[j]) * q[j];
       group += u.scale[half] * static_cast<float>(dot);
-      if (kHasOffset) group += u.offset[half] * static_cast<float>(sum[half]);
+      if (kHasOffset) group += u.offset[half] * static_cast<float>(sum[2 * half] + sum[2 * half + 1]);
     }
     out += scale[g] * group;
   }
@@ -39,9 +39,13 @@ static inline void add_chunk(Sum& total_sum, const Unpacked& u, int n, const int
 
 static inline float total(const Sum& sum) { return sum.value; }
 
+struct PanelScales {};
+
+static inline void load_scales(const Unpacked*, int, int, PanelScales&) {}
+
 template <bool kHasOffset>
-static inline void dot_panel(const Unpacked* u, int n_rows, int n, const int8_t* q, const float* scale,
-                             const int16_t* sum, float* dots) {
+static inline void dot_panel(const Unpacked* u, const PanelScales&, int n_rows, int n, const int8_t* q,
+                             const float* scale, const int16_t* sum, float* dots) {
   for (int p = 0; p < n_rows; ++p) dots[p] = dot_chunk<kHasOffset>(u[p], n, q, scale, sum);
 }
 

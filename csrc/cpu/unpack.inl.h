@@ -4,6 +4,7 @@
 // of that, or fewer at the end of a row whose format has blocks of 32.
 
 constexpr int kChunk = 256;
+constexpr int kPanel = 4;  // rows that a batch kernel unpacks together
 
 struct Unpacked {
   alignas(64) int8_t q[kChunk];

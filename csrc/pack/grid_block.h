@@ -6,8 +6,9 @@
 // 1. Signs. IQ2 and IQ3 rows hold magnitudes, so a weight takes its own sign. Where the format stores seven signs and
 //    lets parity give the eighth, and the parity is wrong, the weight whose flip costs least takes the other sign; from
 //    there on it is a negative magnitude, and the row search sees what that costs.
-// 2. Scales. Every sub-block is searched at a few scales around its root mean square, each time for the exact best rows
-//    (grid_search.h). The least-squares scale of its best rows is searched once more.
+// 2. Scales. As if every combination of levels were a row, the error of a sub-block is estimated at a few scales around its
+//    root mean square. Around the lowest estimate a few scales are searched for the exact best rows (grid_search.h), and then
+//    the least-squares scale of the best of them.
 // 3. d is fitted to the scales that the sub-blocks want (scale_fit.h) and rounded to fp16.
 // 4. With that d every sub-block is searched at the two integers around its wanted scale; the better one stays.
 // 5. A last least-squares d for everything chosen, rounded to fp16.
@@ -19,7 +20,8 @@
 //   kSigned, kParity  rows hold magnitudes; seven stored signs for eight weights
 //   kVariants         1, or 2 for the two shifts of IQ1; kVariantPerGroup: chosen per row and not per sub-block
 //   kLevel[variant][level], kUnits
-//   kTrials, kFirstTrial, kTrialRatio: the scales tried, a geometric row relative to the root mean square
+//   kUsualScale       of a sub-block, relative to its root mean square; kEstimates scales are estimated around it
+//   kTrials           scales searched: kFirstTrial times the lowest estimate, and on in ratios of kTrialStep
 //   Block, store(GridBlock<F>, Block*), codebook(), level_of(byte of the codebook)
 #pragma once
 #include <math.h>
@@ -34,6 +36,11 @@ namespace lutkern {
 // Scaled magnitude, weighted by importance, below which the cost of a row is lost in rounding: keeps tagged costs
 // normal.
 static constexpr float kLeastCost = 1e-30f;
+
+static constexpr float kWorst = 3e38f;
+
+// Ratio of two scales that are estimated one after the other.
+static constexpr float kEstimateStep = 1.13f;
 
 template <typename F>
 struct GridBook {
@@ -65,7 +72,9 @@ class GridBlock {
     kSets = kGroups / kLanes,
     kGroupsPerSub = kGroups / F::kSubs,
     kSubsPerSet = kLanes / kGroupsPerSub,
-    kHalf = F::kDims / 2
+    kSubSize = 256 / F::kSubs,
+    kHalf = F::kDims / 2,
+    kScaleSets = F::kVariants == 2 && !F::kVariantPerGroup ? 2 : 1
   };
 
   // What the block's bytes are made of.
@@ -81,9 +90,8 @@ class GridBlock {
       clear();
       return true;
     }
-    if (F::kSigned) {
-      take_signs();
-    }
+    measure();
+    if (F::kSigned) take_signs();
     arrange();
     Choice wanted;
     float square[F::kSubs];
@@ -93,16 +101,45 @@ class GridBlock {
     // Among the subnormal halves a rounded-down d can leave the largest scale out of reach.
     if (half < 0x0400u && float_from_half(half) < input_.unscaled(d)) ++half;
     if (half >= kHalfInfinity) return false;
-    if (!finish(book, wanted)) return false;
-    return true;
+    return finish(book, wanted);
   }
 
  private:
   struct Choice {
-    float error[F::kSubs];
     float scale[F::kSubs];
+    float error[F::kSubs];
+    float cost[kGroups];  // error of each row
     uint16_t row[kGroups];
     uint8_t variant[kGroups];
+
+    void forget() {
+      for (int b = 0; b < F::kSubs; ++b) error[b] = kWorst;
+    }
+
+    void take_group(const Choice& from, int g) {
+      cost[g] = from.cost[g];
+      row[g] = from.row[g];
+      variant[g] = from.variant[g];
+    }
+
+    // Sub-block by sub-block the better of the two.
+    void keep_better_subs(const Choice& other) {
+      for (int b = 0; b < F::kSubs; ++b) {
+        if (!(other.error[b] < error[b])) continue;
+        error[b] = other.error[b];
+        scale[b] = other.scale[b];
+        for (int g = b * kGroupsPerSub; g < (b + 1) * kGroupsPerSub; ++g) take_group(other, g);
+      }
+    }
+
+    // Row by row the better of the two; both have the same scales.
+    void keep_better_groups(const Choice& other) {
+      for (int g = 0; g < kGroups; ++g) {
+        if (!(other.cost[g] < cost[g])) continue;
+        error[g / kGroupsPerSub] += other.cost[g] - cost[g];
+        take_group(other, g);
+      }
+    }
   };
 
   void clear() {
@@ -112,20 +149,33 @@ class GridBlock {
     for (int i = 0; i < 32; ++i) signs[i] = 0;
   }
 
-  // Splits the weights into signs and magnitudes; a flipped weight becomes a negative magnitude.
+  void measure() {
+    for (int b = 0; b < F::kSubs; ++b) {
+      float squares = 0.0f, total = 0.0f;
+      for (int i = b * kSubSize; i < (b + 1) * kSubSize; ++i) {
+        squares += input_.importance[i] * input_.w[i] * input_.w[i];
+        total += input_.importance[i];
+      }
+      rms_[b] = sqrtf(squares / total);
+    }
+  }
+
+  // Splits the weights into signs and magnitudes; a flipped weight becomes a negative magnitude. What a flip costs is judged
+  // at the usual scale, where the lowest level decodes to low: w and -low differ by w + low, w and its own level by less.
   void take_signs() {
     for (int i = 0; i < 32; ++i) {
+      const float low = F::kLevel[0][0] * F::kUsualScale * rms_[8 * i / kSubSize];
       float* w = input_.w + 8 * i;
       const float* a = input_.importance + 8 * i;
       uint32_t minus = 0, parity = 0;
       int cheapest = 0;
-      float least = 3e38f;
+      float least = kWorst;
       for (int j = 0; j < 8; ++j) {
         const uint32_t negative = w[j] < 0.0f;
         minus |= negative << j;
         parity ^= negative;
         w[j] = fabsf(w[j]);
-        const float cost = a[j] * w[j];
+        const float cost = a[j] * (w[j] < 2.0f * low ? 4.0f * low * w[j] : (w[j] + 2.0f * low) * w[j]);
         cheapest = cost < least ? j : cheapest;
         least = cost < least ? cost : least;
       }
@@ -149,9 +199,8 @@ class GridBlock {
     }
   }
 
-  // cost[key] of every level combination of half a row, positions w[0] .. w[kHalf - 1].
-  static void fill_costs(const Lanes* w, const Lanes* importance, const Lanes& scale, const float* level, bool tag,
-                         Lanes* cost) {
+  // cost[key] of every level combination of half a row, positions w[0] .. w[kHalf - 1]; point[n] is what level n decodes to.
+  static void fill_costs(const Lanes* w, const Lanes* importance, const Lanes* point, bool tag, Lanes* cost) {
     enum : int { kPairKeys = F::kLevels * F::kLevels, kPairs = kHalf / 2 };
     Lanes pair[kPairs][kPairKeys];
     for (int p = 0; p < kPairs; ++p) {
@@ -159,7 +208,7 @@ class GridBlock {
       for (int j = 0; j < 2; ++j) {
         for (int n = 0; n < F::kLevels; ++n) {
           for (int l = 0; l < kLanes; ++l) {
-            const float off = w[2 * p + j].v[l] - scale.v[l] * level[n];
+            const float off = w[2 * p + j].v[l] - point[n].v[l];
             single[j][n].v[l] = importance[2 * p + j].v[l] * off * off + kLeastCost;
           }
         }
@@ -184,51 +233,57 @@ class GridBlock {
     }
   }
 
-  // Searches every sub-block at its scale and keeps in best what beats it.
-  void trial(const GridBook<F>& book, const float* scale, Choice* best) const {
-    for (int set = 0; set < kSets; ++set) {
-      Lanes scales, cost[F::kVariants];
-      uint16_t found[F::kVariants][kLanes];
-      for (int l = 0; l < kLanes; ++l) scales.v[l] = scale[set * kSubsPerSet + l / kGroupsPerSub];
-      for (int v = 0; v < F::kVariants; ++v) {
-        Lanes low[F::kKeys], high[F::kKeys];
-        fill_costs(w_[set], importance_[set], scales, F::kLevel[v], false, low);
-        fill_costs(w_[set] + kHalf, importance_[set] + kHalf, scales, F::kLevel[v], true, high);
-        book.table.search(low, high, found[v], &cost[v]);
+  // What the levels of each lane decode to.
+  void points(int set, const float* scale, const uint8_t* variant_of, Lanes* point) const {
+    for (int n = 0; n < F::kLevels; ++n) {
+      for (int l = 0; l < kLanes; ++l) {
+        const int v = F::kVariants == 2 ? variant_of[set * kLanes + l] : 0;
+        point[n].v[l] = scale[set * kSubsPerSet + l / kGroupsPerSub] * F::kLevel[v][n];
       }
-      for (int b = 0; b < kSubsPerSet; ++b) keep(set, b, scale[set * kSubsPerSet + b], cost, found, best);
     }
   }
 
-  static void keep(int set, int b, float scale, const Lanes* cost, const uint16_t (*found)[kLanes], Choice* best) {
-    const int first = b * kGroupsPerSub;
-    float sum[F::kVariants] = {};
-    uint8_t chosen[kGroupsPerSub] = {};
-    for (int v = 0; v < F::kVariants; ++v) {
-      for (int l = 0; l < kGroupsPerSub; ++l) sum[v] += cost[v].v[first + l];
-    }
-    float error = sum[0];
-    if (F::kVariants == 2) {
-      const Lanes& other = cost[F::kVariants - 1];
-      if (F::kVariantPerGroup) {
-        error = 0.0f;
-        for (int l = 0; l < kGroupsPerSub; ++l) {
-          chosen[l] = other.v[first + l] < cost[0].v[first + l];
-          error += chosen[l] ? other.v[first + l] : cost[0].v[first + l];
-        }
-      } else if (sum[F::kVariants - 1] < sum[0]) {
-        error = sum[F::kVariants - 1];
-        for (int l = 0; l < kGroupsPerSub; ++l) chosen[l] = 1;
+  // The exact best rows of every sub-block at its scale, with the given variants.
+  void search(const GridBook<F>& book, const float* scale, const uint8_t* variant_of, Choice* out) const {
+    for (int set = 0; set < kSets; ++set) {
+      Lanes point[F::kLevels], low[F::kKeys], high[F::kKeys], cost;
+      uint16_t found[kLanes];
+      points(set, scale, variant_of, point);
+      fill_costs(w_[set], importance_[set], point, false, low);
+      fill_costs(w_[set] + kHalf, importance_[set] + kHalf, point, true, high);
+      book.table.search(low, high, found, &cost);
+      for (int l = 0; l < kLanes; ++l) {
+        out->cost[set * kLanes + l] = cost.v[l];
+        out->row[set * kLanes + l] = found[l];
+        out->variant[set * kLanes + l] = variant_of[set * kLanes + l];
       }
     }
-    const int sub = set * kSubsPerSet + b;
-    if (!(error < best->error[sub])) return;
-    best->error[sub] = error;
-    best->scale[sub] = scale;
-    for (int l = 0; l < kGroupsPerSub; ++l) {
-      const int group = set * kLanes + first + l;
-      best->row[group] = found[chosen[l]][first + l];
-      best->variant[group] = chosen[l];
+    for (int b = 0; b < F::kSubs; ++b) {
+      out->scale[b] = scale[b];
+      out->error[b] = 0.0f;
+      for (int g = b * kGroupsPerSub; g < (b + 1) * kGroupsPerSub; ++g) out->error[b] += out->cost[g];
+    }
+  }
+
+  // What the rows would cost if every combination of levels were in the codebook: cheap, and lowest at nearly the same scale.
+  void estimate(const float* scale, const uint8_t* variant_of, float* cost) const {
+    for (int set = 0; set < kSets; ++set) {
+      Lanes point[F::kLevels];
+      float sum[kLanes] = {};
+      points(set, scale, variant_of, point);
+      for (int j = 0; j < F::kDims; ++j) {
+        const Lanes& w = w_[set][j];
+        float least[kLanes];
+        for (int l = 0; l < kLanes; ++l) least[l] = kWorst;
+        for (int n = 0; n < F::kLevels; ++n) {
+          for (int l = 0; l < kLanes; ++l) {
+            const float off = w.v[l] - point[n].v[l];
+            least[l] = off * off < least[l] ? off * off : least[l];
+          }
+        }
+        for (int l = 0; l < kLanes; ++l) sum[l] += importance_[set][j].v[l] * least[l];
+      }
+      for (int l = 0; l < kLanes; ++l) cost[set * kLanes + l] = sum[l];
     }
   }
 
@@ -252,27 +307,61 @@ class GridBlock {
     }
   }
 
+  // Per sub-block the scale at which the estimate is lowest; for each variant if sub-blocks choose one.
+  void likely_scales(const uint8_t (*variant_of)[kGroups], float (*likely)[F::kSubs]) const {
+    float scale[F::kSubs], lowest[kScaleSets][F::kSubs], cost[F::kVariants][kGroups];
+    float factor = F::kUsualScale;
+    for (int t = 1; t < F::kEstimates; t += 2) factor /= kEstimateStep;
+    for (int b = 0; b < F::kSubs; ++b) {
+      scale[b] = rms_[b] * factor;
+      for (int v = 0; v < kScaleSets; ++v) lowest[v][b] = kWorst;
+    }
+    for (int t = 0; t < F::kEstimates; ++t) {
+      for (int v = 0; v < F::kVariants; ++v) estimate(scale, variant_of[v], cost[v]);
+      for (int g = 0; F::kVariantPerGroup && g < kGroups; ++g) {
+        cost[0][g] = cost[1][g] < cost[0][g] ? cost[1][g] : cost[0][g];
+      }
+      for (int v = 0; v < kScaleSets; ++v) {
+        for (int b = 0; b < F::kSubs; ++b) {
+          float error = 0.0f;
+          for (int g = b * kGroupsPerSub; g < (b + 1) * kGroupsPerSub; ++g) error += cost[v][g];
+          if (error < lowest[v][b]) {
+            lowest[v][b] = error;
+            likely[v][b] = scale[b];
+          }
+        }
+      }
+      for (int b = 0; b < F::kSubs; ++b) scale[b] *= kEstimateStep;
+    }
+  }
+
   // The scale that each sub-block wants for itself, and its curvature.
   void search_scales(const GridBook<F>& book, Choice* best, float* square) const {
-    float typical[F::kSubs], scale[F::kSubs], along[F::kSubs];
-    for (int b = 0; b < F::kSubs; ++b) {
-      enum : int { kSize = 256 / F::kSubs };
-      float squares = 0.0f, total = 0.0f;
-      for (int i = b * kSize; i < (b + 1) * kSize; ++i) {
-        squares += input_.importance[i] * input_.w[i] * input_.w[i];
-        total += input_.importance[i];
-      }
-      typical[b] = sqrtf(squares / total);
-      best->error[b] = 3e38f;
+    uint8_t variant_of[F::kVariants][kGroups];
+    float likely[kScaleSets][F::kSubs], scale[F::kSubs], along[F::kSubs];
+    Choice other;
+    for (int g = 0; g < kGroups; ++g) {
+      for (int v = 0; v < F::kVariants; ++v) variant_of[v][g] = static_cast<uint8_t>(v);
     }
-    for (int b = 0; b < F::kSubs; ++b) scale[b] = typical[b] * F::kFirstTrial;
-    for (int t = 0; t < F::kTrials; ++t) {
-      trial(book, scale, best);
-      for (int b = 0; b < F::kSubs; ++b) scale[b] *= F::kTrialRatio;
+    likely_scales(variant_of, likely);
+    best->forget();
+    for (int v = 0; v < kScaleSets; ++v) {
+      float factor = F::kFirstTrial;
+      for (int t = 0; t < F::kTrials; ++t, factor *= F::kTrialStep) {
+        for (int b = 0; b < F::kSubs; ++b) scale[b] = likely[v][b] * factor;
+        search(book, scale, variant_of[v], &other);
+        if (F::kVariantPerGroup) {
+          Choice shifted;
+          search(book, scale, variant_of[1], &shifted);
+          other.keep_better_groups(shifted);
+        }
+        best->keep_better_subs(other);
+      }
     }
     moments(book, *best, along, square);
     for (int b = 0; b < F::kSubs; ++b) scale[b] = along[b] > 0.0f ? along[b] / square[b] : 0.0f;
-    trial(book, scale, best);
+    search(book, scale, best->variant, &other);
+    best->keep_better_subs(other);
     moments(book, *best, along, square);
     for (int b = 0; b < F::kSubs; ++b) best->scale[b] = along[b] > 0.0f ? along[b] / square[b] : 0.0f;
   }
@@ -280,7 +369,7 @@ class GridBlock {
   // Rows and integers for the rounded d, then the d that suits them best.
   bool finish(const GridBook<F>& book, const Choice& wanted) {
     const float d = input_.scaled(float_from_half(half));
-    Choice best;
+    Choice best, other;
     int below[F::kSubs];
     float scale[F::kSubs], along[F::kSubs], square[F::kSubs];
     float error = 0.0f, total_along = 0.0f, total_square = 0.0f;
@@ -290,11 +379,12 @@ class GridBlock {
     }
     for (int b = 0; b < F::kSubs; ++b) {
       below[b] = F::kUnits.below(wanted.scale[b], d);
-      best.error[b] = 3e38f;
     }
+    best.forget();
     for (int step = 0; step < 2; ++step) {
       for (int b = 0; b < F::kSubs; ++b) scale[b] = d * F::kUnits.unit(below[b] + step);
-      trial(book, scale, &best);
+      search(book, scale, wanted.variant, &other);
+      best.keep_better_subs(other);
     }
     moments(book, best, along, square);
     for (int b = 0; b < F::kSubs; ++b) {
@@ -317,6 +407,7 @@ class GridBlock {
   }
 
   BlockInput<256> input_;
+  float rms_[F::kSubs];  // of a sub-block, weighted by importance
   Lanes w_[kSets][F::kDims];
   Lanes importance_[kSets][F::kDims];
 };
@@ -333,7 +424,11 @@ const GridBook<F>& grid_book() {
           level[r][j] = static_cast<uint8_t>(F::level_of(static_cast<uint8_t>(F::codebook().row[r] >> (8 * j))));
         }
       }
-      book.build(level, F::kLevel[0]);
+      float value[F::kLevels];
+      for (int n = 0; n < F::kLevels; ++n) {
+        value[n] = F::kLevel[0][n] - (F::kVariants == 2 ? F::kLevel[0][1] : 0.0f);
+      }
+      book.build(level, value);
     }
   };
   static const Built built;

@@ -22,11 +22,12 @@ struct Iq2 {
     kParity = kSevenSigns,
     kVariants = 1,
     kVariantPerGroup = 0,
-    kTrials = 5
+    kEstimates = 7,
+    kTrials = 3
   };
   static constexpr float kLevel[1][3] = {{8.0f, 25.0f, 43.0f}};
   static constexpr ScaleUnits kUnits = {0.5f, 0.25f, 15};
-  static constexpr float kFirstTrial = 0.0318f, kTrialRatio = 1.19f;
+  static constexpr float kUsualScale = 0.045f, kFirstTrial = 0.9f, kTrialStep = 1.15f;
   static int level_of(uint8_t code) { return code == 8 ? 0 : code == 25 ? 1 : 2; }
 };
 

@@ -16,10 +16,10 @@ struct Iq3 {
 
 struct Xxs : Iq3 {
   using Block = Iq3Xxs;
-  enum : int { kRows = 256, kParity = 1, kTrials = 6 };
+  enum : int { kRows = 256, kParity = 1, kEstimates = 1, kTrials = 6 };
   static constexpr float kLevel[1][8] = {{4.0f, 12.0f, 20.0f, 28.0f, 36.0f, 44.0f, 52.0f, 62.0f}};
   static constexpr ScaleUnits kUnits = {0.5f, 0.5f, 15};
-  static constexpr float kFirstTrial = 0.027f, kTrialRatio = 1.16f;
+  static constexpr float kUsualScale = 0.036f, kFirstTrial = 0.75f, kTrialStep = 1.16f;
   static int level_of(uint8_t code) { return code == 62 ? 7 : code / 8; }
   static const auto& codebook() { return kIq3XxsGrid; }
 
@@ -36,10 +36,10 @@ struct Xxs : Iq3 {
 
 struct S : Iq3 {
   using Block = Iq3S;
-  enum : int { kRows = 512, kParity = 0, kTrials = 7 };
+  enum : int { kRows = 512, kParity = 0, kEstimates = 7, kTrials = 4 };
   static constexpr float kLevel[1][8] = {{1.0f, 3.0f, 5.0f, 7.0f, 9.0f, 11.0f, 13.0f, 15.0f}};
   static constexpr ScaleUnits kUnits = {0.5f, 2.0f, 15};
-  static constexpr float kFirstTrial = 0.1f, kTrialRatio = 1.14f;
+  static constexpr float kUsualScale = 0.145f, kFirstTrial = 0.85f, kTrialStep = 1.13f;
   static int level_of(uint8_t code) { return code / 2; }
   static const auto& codebook() { return kIq3SGrid; }
 

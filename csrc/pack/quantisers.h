@@ -10,6 +10,10 @@ Packer packer_of() {
 }
 
 template <>
+Packer packer_of<Iq1S>();
+template <>
+Packer packer_of<Iq1M>();
+template <>
 Packer packer_of<Iq2Xxs>();
 template <>
 Packer packer_of<Iq2Xs>();

@@ -166,8 +166,8 @@ struct Sample {
   lutkern_tensor tensor;
 };
 
-inline Sample make_sample(const lutkern_format& f, int64_t experts, int64_t rows, int64_t cols, Content content, int shift,
-                          Random& random) {
+inline Sample make_sample(const lutkern_format& f, int64_t experts, int64_t rows, int64_t cols, Content content,
+                          int shift, Random& random) {
   const int64_t nbytes = experts * rows * lutkern_row_bytes(f.ggml_type, cols);
   Sample out{Bytes(nbytes, shift), {}};
   if (content == Content::any) {
@@ -176,7 +176,8 @@ inline Sample make_sample(const lutkern_format& f, int64_t experts, int64_t rows
     const int kBlocks = 32;
     const std::vector<uint8_t> pool = sane_blocks(f, kBlocks, random);
     for (int64_t at = 0; at < nbytes; at += f.block_bytes) {
-      memcpy(out.bytes.get() + at, pool.data() + random.below(kBlocks) * f.block_bytes, static_cast<size_t>(f.block_bytes));
+      memcpy(out.bytes.get() + at, pool.data() + random.below(kBlocks) * f.block_bytes,
+             static_cast<size_t>(f.block_bytes));
     }
   }
   check_ok(lutkern_tensor_init(&out.tensor, f.ggml_type, experts, rows, cols, out.bytes.get(), out.bytes.nbytes()));
@@ -229,7 +230,8 @@ inline Input to_f32(const lutkern_matrix& m) {
   for (int64_t r = 0; r < m.rows; ++r) {
     const uint8_t* data = static_cast<const uint8_t*>(m.data) + r * m.row_stride * kElementBytes[m.dtype];
     lutkern_tensor t;
-    check_ok(lutkern_tensor_init(&t, format.ggml_type, 1, 1, m.cols, data, static_cast<size_t>(m.cols * kElementBytes[m.dtype])));
+    check_ok(lutkern_tensor_init(&t, format.ggml_type, 1, 1, m.cols, data,
+                                 static_cast<size_t>(m.cols * kElementBytes[m.dtype])));
     check_ok(lutkern_dequantize(&t, row.get(), nullptr));
     memcpy(out.bytes.get() + r * m.cols * 4, row.get(), row.nbytes());
   }
@@ -271,7 +273,8 @@ inline std::vector<double> activations_of(const lutkern_matrix& m, bool quantise
 // ---- the judge ----
 
 constexpr double kUlp = 0x1p-24;  // largest relative error of one float32 rounding
-constexpr double kBound = 16.0;   // roundings that a result may be off by, in units of the sum of the magnitudes of its terms
+constexpr double kBound =
+    16.0;  // roundings that a result may be off by, in units of the sum of the magnitudes of its terms
 
 // Products in double and the magnitudes of their terms: tokens x rows.
 struct Product {

@@ -1,8 +1,8 @@
 """A dense model's feed-forward networks become packed experts.
 
 The network `down(silu(gate x) * (up x))` is a sum over its inner neurons, so any partition of them into groups is a
-set of experts whose sum, every one routed with weight 1, is the dense network. Here a group is 256 neighbouring neurons:
-gate and up are (experts, 256, hidden), down is (experts, hidden, 256).
+set of experts whose sum, every one routed with weight 1, is the dense network. Here a group is 256 neighbouring
+neurons: gate and up are (experts, 256, hidden), down is (experts, hidden, 256).
 
 Packing goes layer by layer, with two copies of the calibration text running through the model: one through the float
 layers, one through the layers packed so far. Three things keep two-bit weights close to the float model:
@@ -68,7 +68,7 @@ class PackedFfn:
         self.layers = list(layers)
 
     def __call__(self, layer: int, x: Floats) -> Floats:
-        """The layer's output: x float32 (tokens, hidden) -> float32 (tokens, hidden)."""
+        """Run one layer: x float32 (tokens, hidden) -> float32 (tokens, hidden)."""
         return run_experts(self.layers[layer], x)
 
     @property
@@ -78,7 +78,7 @@ class PackedFfn:
 
 
 def run_experts(experts: Experts, x: Floats) -> Floats:
-    """All experts of a layer with weight 1: x float32 (tokens, hidden) -> float32 (tokens, hidden)."""
+    """Run all experts of a layer with weight 1: x float32 (tokens, hidden) -> float32 (tokens, hidden)."""
     shape = (len(x), experts.gate.shape[0])
     ids = np.broadcast_to(np.arange(shape[1], dtype=np.int32), shape)
     weights = np.ones(shape, np.float32)
@@ -86,7 +86,7 @@ def run_experts(experts: Experts, x: Floats) -> Floats:
 
 
 def expert_count(inter: int) -> int:
-    """How many experts a feed-forward network of `inter` neurons makes. ValueError if they do not come out even."""
+    """Return how many experts `inter` neurons make. ValueError if they do not come out even."""
     if inter < EXPERT_NEURONS or inter % EXPERT_NEURONS:
         raise ValueError(f"demo: the feed-forward length is {inter}, expected a multiple of {EXPERT_NEURONS}")
     return inter // EXPERT_NEURONS
@@ -135,7 +135,7 @@ def _pack_layer(dense: tuple[Floats, Floats, Floats], inputs: Floats, target: Fl
 
 
 def second_moments(x: Floats) -> Moments:
-    """Mean of the outer products of the rows of x (tokens, n): float64 (n, n)."""
+    """Average the outer products of the rows of x (tokens, n): float64 (n, n)."""
     return np.asarray(x.T @ x, dtype=np.float64) / len(x)
 
 
@@ -160,14 +160,14 @@ def pack_columns(w: NDArray[np.floating], fmt: str, moments: Moments) -> list[Pa
 
 
 def join_rows(pieces: list[PackedTensor]) -> PackedTensor:
-    """Column pieces of a (rows, cols) weight -> (rows / 256, 256, cols): every 256 rows are one expert."""
+    """Join column pieces of a (rows, cols) weight: (rows / 256, 256, cols): every 256 rows are one expert."""
     rows, cols = pieces[0].shape[0], sum(piece.shape[1] for piece in pieces)
     blocks = np.ascontiguousarray(np.concatenate([piece.blocks() for piece in pieces], axis=1))
     return PackedTensor.from_blocks(blocks, pieces[0].format, (rows // EXPERT_NEURONS, EXPERT_NEURONS, cols))
 
 
 def join_experts(pieces: list[PackedTensor]) -> PackedTensor:
-    """Column pieces of a (rows, cols) weight -> (cols / 256, rows, 256): every piece is one expert."""
+    """Join column pieces of a (rows, cols) weight: (cols / 256, rows, 256): every piece is one expert."""
     blocks = np.stack([piece.blocks() for piece in pieces])
     return PackedTensor.from_blocks(blocks, pieces[0].format, (len(pieces), *pieces[0].shape))
 
@@ -179,4 +179,5 @@ def _flat(t: PackedTensor) -> Floats:
 
 def _damped(moments: Moments, damping: float) -> Moments:
     mean = float(np.mean(np.diag(moments)))
-    return moments + np.eye(len(moments)) * (damping * mean + np.finfo(np.float32).tiny)
+    ridge: Moments = np.eye(len(moments)) * (damping * mean + np.finfo(np.float32).tiny)
+    return moments + ridge

@@ -22,7 +22,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Quality:
-    """Perplexities of the two models, mean KL divergence in nats, share of equal most likely tokens, predictions made."""
+    """Perplexities, mean KL divergence in nats, share of equal most likely tokens, number of predictions."""
 
     base_perplexity: float
     packed_perplexity: float
@@ -32,7 +32,7 @@ class Quality:
 
 
 def read_text(tokenizer: Tokenizer, *, calibration: int, evaluation: int, tokens: int) -> Text:
-    """Windows of `tokens` tokens out of the standard library's help topics, spread evenly over each half.
+    """Cut windows of `tokens` tokens out of the standard library's help topics, spread evenly over each half.
 
     Every second calibration window is the answer of a chat, because a chat's control tokens give inputs that plain
     text never gives.
@@ -90,7 +90,13 @@ def compare(model: Llama, base: Ffn, packed: Ffn, windows: list[list[int]]) -> Q
         kl += float((np.exp(p) * (p - q)).sum(dtype=np.float64))
         same += int((p.argmax(axis=-1) == q.argmax(axis=-1)).sum())
         count += len(p)
-    return Quality(float(np.exp(base_loss / count)), float(np.exp(packed_loss / count)), kl / count, same / count, count)
+    return Quality(
+        base_perplexity=float(np.exp(base_loss / count)),
+        packed_perplexity=float(np.exp(packed_loss / count)),
+        kl=kl / count,
+        top1=same / count,
+        predictions=count,
+    )
 
 
 @dataclass(frozen=True)

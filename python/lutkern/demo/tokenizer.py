@@ -66,20 +66,19 @@ class Tokenizer:
         )
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of a text; the names of control tokens in it become those tokens."""
+        """Turn a text into token ids; the names of control tokens in it become those tokens."""
         return list(self._bpe.encode(text, add_special_tokens=False).ids)
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """The text of token ids, without control tokens; incomplete UTF-8 becomes U+FFFD."""
+        """Turn token ids into text, without control tokens; incomplete UTF-8 becomes U+FFFD."""
         return str(self._bpe.decode(list(tokens), skip_special_tokens=True))
 
     def chat(self, question: str) -> str:
-        """A question in the model's chat form, up to where the answer starts; unchanged for a model without one."""
+        """Put a question into the model's chat form, up to where the answer starts; unchanged where there is none."""
         if not self.chat_tokens:
             return question
         return (
-            f"<|im_start|>system\n{_SYSTEM}<|im_end|>\n"
-            f"<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n"
+            f"<|im_start|>system\n{_SYSTEM}<|im_end|>\n<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n"
         )
 
 
@@ -91,7 +90,7 @@ class TextStream:
         self._pending: list[int] = []
 
     def push(self, token: int) -> str:
-        """Add a token; the new text, empty while a character is incomplete."""
+        """Add a token; return the new text, empty while a character is incomplete."""
         self._pending.append(token)
         text = self._tokenizer.decode(self._pending)
         # Four bytes are the longest UTF-8 character, so more held tokens than that is really broken text.
@@ -101,7 +100,7 @@ class TextStream:
         return text
 
     def finish(self) -> str:
-        """What is still held back."""
+        """Return what is still held back."""
         text = self._tokenizer.decode(self._pending)
         self._pending.clear()
         return text

@@ -1,0 +1,200 @@
+"""The command line: `lutkern info | inspect FILE | demo | selftest`, each with `--json`.
+
+Exit codes: 0 done, 1 the self-test found a difference, 2 an error (one line on stderr), 130 interrupted, 141 the reader
+of the output went away.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from ._core import version
+from .runtime import info
+
+_FAILED, _ERROR, _INTERRUPTED, _BROKEN_PIPE = 1, 2, 130, 141
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line with `arguments` (default: those of the process); the exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        # Generated text and metadata may hold characters that the terminal's encoding lacks.
+        reconfigure = getattr(stream, "reconfigure", None)
+        if reconfigure is not None:
+            reconfigure(errors="replace")
+    options = _parser().parse_args(arguments)
+    command: Callable[[argparse.Namespace], int] = options.command
+    try:
+        code = command(options)
+        sys.stdout.flush()
+        return code
+    except KeyboardInterrupt:
+        print("lutkern: interrupted", file=sys.stderr)
+        return _INTERRUPTED
+    except BrokenPipeError:
+        # The interpreter flushes stdout once more at exit; it must not find the closed pipe.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _BROKEN_PIPE
+    except (ValueError, TypeError, OSError, RuntimeError, ImportError, MemoryError) as error:
+        print(f"lutkern: {_one_line(error)}", file=sys.stderr)
+        return _ERROR
+
+
+def _one_line(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        return f"{os.fspath(error.filename)}: {error.strerror}"
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="lutkern", description="1-bit and 2-bit weights at memory speed.")
+    parser.add_argument("--version", action="version", version=f"lutkern {version}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    def add(name: str, command: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+        sub.add_argument("--json", action="store_true", help="print one JSON object instead of text")
+        sub.set_defaults(command=command)
+        return sub
+
+    add("info", _info, "what was built, what was found, which kernels run")
+    inspect = add("inspect", _inspect, "metadata, tensors and formats of a GGUF file")
+    inspect.add_argument("file", metavar="FILE", help="a GGUF file, or any shard of a split one")
+    demo = add("demo", _demo, "pack a small language model, compare it with its float self, let it answer")
+    demo.add_argument("--model", type=Path, metavar="FILE", help="a dense llama GGUF (default: fetch SmolLM2-135M)")
+    for part, fmt in (("gate", "iq2_xxs"), ("up", "iq2_xxs"), ("down", "iq3_xxs")):
+        demo.add_argument(f"--{part}", default=fmt, metavar="FORMAT", help=f"format of {part} (default: {fmt})")
+    demo.add_argument("--prompt", metavar="TEXT", help="what to ask")
+    demo.add_argument("--tokens", type=int, default=64, metavar="N", help="longest answer (default: 64)")
+    demo.add_argument("--seed", type=int, metavar="N", help="draw tokens with this seed (default: most likely token)")
+    demo.add_argument("--no-cache", action="store_true", help="pack anew and do not keep the packed weights")
+    add("selftest", _selftest, "compare every kernel of this build with the reference")
+    return parser
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[object]], right: str = "") -> str:
+    """Columns aligned to their widest cell; `right` holds an r for each column that is aligned to the right."""
+    cells = [list(header), *([str(cell) for cell in row] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    sides = right.ljust(len(widths))
+    return "\n".join(
+        "  ".join(
+            cell.rjust(width) if side == "r" else cell.ljust(width)
+            for cell, width, side in zip(row, widths, sides, strict=True)
+        ).rstrip()
+        for row in cells
+    )
+
+
+def _info(options: argparse.Namespace) -> int:
+    found = info()
+    if options.json:
+        _print_json(found)
+        return 0
+    isas = ", ".join(name if there else f"{name} (not on this processor)" for name, there in found["isas"].items())
+    print(f"lutkern {found['version']} on {found['machine']}, {found['threads']} threads, kernels {found['isa']}")
+    print(f"instruction sets: {isas}")
+    for name, device in found["devices"].items():
+        print(f"{name}: {device['detail']}")
+    print(f"library: {found['library']}\ninclude: {found['include']}\n")
+    operations = list(next(iter(found["formats"].values()))["kernels"])
+    rows = [
+        (name, f"{fmt['bits_per_weight']:.4f}", *(fmt["kernels"][operation] or "-" for operation in operations))
+        for name, fmt in found["formats"].items()
+    ]
+    print(_table(("format", "bits", *operations), rows, " r"))
+    return 0
+
+
+def _inspect(options: argparse.Namespace) -> int:
+    from .gguf_inspect import inspect_gguf
+
+    found = inspect_gguf(options.file)
+    if options.json:
+        _print_json(found)
+        return 0
+    for path in found["files"]:
+        print(path)
+    print(f"GGUF version {found['version']}, alignment {found['alignment']}\n")
+    print(_table(("key", "value"), ((key, _brief(value)) for key, value in found["metadata"].items())))
+    rows = (
+        (t["name"], t["format"], " x ".join(map(str, t["shape"])), t["bytes"], _bits(t), t["kernel"] or "-")
+        for t in found["tensors"]
+    )
+    print("\n" + _table(("tensor", "format", "shape", "bytes", "bits", "kernel"), rows, "   rr"))
+    sums = [(name, f["tensors"], f["weights"], f["bytes"], _bits(f)) for name, f in found["formats"].items()]
+    sums.append(("all", len(found["tensors"]), found["weights"], found["bytes"], _bits(found)))
+    print("\n" + _table(("format", "tensors", "weights", "bytes", "bits"), sums, " rrrr"))
+    return 0
+
+
+def _bits(entry: dict[str, Any]) -> str:
+    return "-" if entry["bits_per_weight"] is None else f"{entry['bits_per_weight']:.4f}"
+
+
+def _brief(value: Any) -> str:
+    """Put a metadata value on one line of at most 80 characters, without control characters."""
+    if isinstance(value, dict):
+        text = f"{value['length']} items: {json.dumps(value['first'], ensure_ascii=False)}"
+    else:
+        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    text = "".join(c if c.isprintable() else " " for c in text)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _demo(options: argparse.Namespace) -> int:
+    from .demo import Formats, Options, run, table
+    from .demo.pipeline import PROMPT
+
+    result = run(
+        Options(
+            model=options.model,
+            formats=Formats(options.gate, options.up, options.down),
+            prompt=PROMPT if options.prompt is None else options.prompt,
+            tokens=options.tokens,
+            seed=options.seed,
+            cache=not options.no_cache,
+            quiet=options.json,
+        )
+    )
+    if options.json:
+        _print_json(result)
+    else:
+        print(table(result))
+    return 0
+
+
+def _selftest(options: argparse.Namespace) -> int:
+    from .selftest import run
+
+    found = run()
+    if options.json:
+        _print_json(found)
+    else:
+        rows = [
+            (r["format"], r["isa"], r["op"], "ok" if r["ok"] else "FAILED", _error(r["error"]))
+            for r in found["results"]
+        ]
+        print(_table(("format", "isa", "operation", "result", "error"), rows))
+        failed = sum(not r["ok"] for r in found["results"])
+        print(f"\n{len(rows)} checks, {failed} failed")
+    return 0 if found["ok"] else _FAILED
+
+
+def _error(value: Any) -> str:
+    if value is None:
+        return ""
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
