@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
-import lutkern
 import pytest
 from hypothesis import HealthCheck, settings
+
+import lutkern
 
 settings.register_profile("default", max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("ci-fuzz", max_examples=1500, deadline=None, suppress_health_check=list(HealthCheck))
@@ -41,7 +42,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     for name, values in axes.items():
         if name in metafunc.fixturenames:
             indirect = name == "isa"
-            metafunc.parametrize(name, values, ids=lambda v: "x".join(map(str, v)) if isinstance(v, tuple) else str(v), indirect=indirect)
+            metafunc.parametrize(
+                name, values, ids=lambda v: "x".join(map(str, v)) if isinstance(v, tuple) else str(v), indirect=indirect
+            )
 
 
 @pytest.fixture

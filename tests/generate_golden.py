@@ -2,7 +2,8 @@
 
     python tests/generate_golden.py [--check]
 
-The judges are foreign to the kernels: the gguf package says what the weights are, the float64 reference what the products are.
+The judges are foreign to the kernels: the gguf package says what the weights are, the float64 reference what the
+products are.
 --check exits 1 if the file differs from what would be written.
 """
 
@@ -15,6 +16,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+
 from lutkern import reference
 from reference_samples import finite_rows, gguf_dequantize
 
@@ -44,7 +46,9 @@ def vectors() -> dict[str, object]:
         weight = (blocks, name, (ROWS, COLS))
         formats[name] = {
             "blocks": text_of(blocks),
-            "dequantized_sha256": hashlib.sha256(gguf_dequantize(blocks, name)[:, :COLS].astype("<f4").tobytes()).hexdigest(),
+            "dequantized_sha256": hashlib.sha256(
+                gguf_dequantize(blocks, name)[:, :COLS].astype("<f4").tobytes()
+            ).hexdigest(),
             "matmul": rounded(reference.matmul(weight, x)),
             "bound": rounded(reference.fp32_bound(weight, x, n_ulp=8)),
         }
@@ -58,7 +62,11 @@ def vectors() -> dict[str, object]:
 
 def moe_vectors(x: np.ndarray) -> dict[str, object]:
     """Return a small layer of mixed formats; x is scaled down so that the activation function is not at its ends."""
-    shapes = {"gate": ("iq1_m", (EXPERTS, 64, COLS)), "up": ("iq2_xxs", (EXPERTS, 64, COLS)), "down": ("iq3_xxs", (EXPERTS, COLS, 64))}
+    shapes = {
+        "gate": ("iq1_m", (EXPERTS, 64, COLS)),
+        "up": ("iq2_xxs", (EXPERTS, 64, COLS)),
+        "down": ("iq3_xxs", (EXPERTS, COLS, 64)),
+    }
     weights = {}
     for number, (projection, (name, shape)) in enumerate(shapes.items()):
         blocks = finite_rows(name, shape[0] * shape[1], shape[2], seed=100 + number)

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import gguf
-import lutkern
 import numpy as np
+
+import lutkern
 
 U8, U16, U32, I32, F32, BOOL, STRING, ARRAY, U64, F64 = 0, 2, 4, 5, 6, 7, 8, 9, 10, 12
 TYPE_F32, TYPE_Q4_1, TYPE_I8 = 0, 3, 24

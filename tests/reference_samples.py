@@ -6,6 +6,7 @@ import gguf
 import numpy as np
 import numpy.typing as npt
 from gguf import quants
+
 from lutkern import reference
 
 ALL = list(reference.FORMATS)

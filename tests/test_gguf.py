@@ -9,9 +9,10 @@ import time
 from pathlib import Path
 
 import gguf
-import lutkern
 import numpy as np
 import pytest
+
+import lutkern
 from gguf_bytes import (
     ARRAY,
     STRING,

@@ -9,9 +9,10 @@ import struct
 from pathlib import Path
 from typing import Any
 
-import lutkern
 import numpy as np
 import pytest
+
+import lutkern
 from gguf_bytes import (
     ARRAY,
     BOOL,

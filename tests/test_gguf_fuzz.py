@@ -15,11 +15,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import gguf
-import lutkern
 import numpy as np
 import pytest
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
+
+import lutkern
 
 MAX_SECONDS = 5.0  # for files of a few kilobytes, on a busy machine
 EXTREMES = (

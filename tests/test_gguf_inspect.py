@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import lutkern
 import pytest
+
+import lutkern
 from gguf_bytes import write_every_format
 from lutkern.gguf_inspect import inspect_gguf
 

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import gguf
-import lutkern
 import numpy as np
 import pytest
+
+import lutkern
 from gguf_bytes import (
     ARRAY,
     BOOL,

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import lutkern
 import ml_dtypes
 import numpy as np
 import pytest
+
+import lutkern
 from weights import by_name, random_tensor
 
 T = random_tensor(by_name("iq2_xxs"), (6, 512))
@@ -69,7 +70,9 @@ def test_dlpack_and_buffers():
     expected = lutkern.matmul(T, X)
     assert np.array_equal(lutkern.matmul(T, Dlpack(X)), expected)
     assert np.array_equal(lutkern.matmul(T, memoryview(X)), expected)
-    assert np.array_equal(lutkern.matvec(T, Dlpack(X[2].astype(np.float16))), lutkern.matvec(T, X[2].astype(np.float16)))
+    assert np.array_equal(
+        lutkern.matvec(T, Dlpack(X[2].astype(np.float16))), lutkern.matvec(T, X[2].astype(np.float16))
+    )
 
 
 def test_torch_tensors_enter_by_dlpack():
@@ -108,20 +111,60 @@ def frozen():
 
 BAD = {
     "columns": (lambda: lutkern.matvec(T, X[0, :511]), ValueError, "matvec: x has 511 columns, the weight has 512"),
-    "columns of matmul": (lambda: lutkern.matmul(T, X[:, :500]), ValueError, "matmul: x has 500 columns, the weight has 512"),
+    "columns of matmul": (
+        lambda: lutkern.matmul(T, X[:, :500]),
+        ValueError,
+        "matmul: x has 500 columns, the weight has 512",
+    ),
     "two dimensions": (lambda: lutkern.matvec(T, X), ValueError, "matvec: x has 2 dimensions, expected 1"),
     "one dimension": (lambda: lutkern.matmul(T, X[0]), ValueError, "matmul: x has 1 dimensions, expected 2"),
     "scalar": (lambda: lutkern.matvec(T, np.float32(1)), ValueError, "matvec: x has 0 dimensions, expected 1"),
-    "float64": (lambda: lutkern.matvec(T, X[0].astype(float)), TypeError, "matvec: x is float64, expected float32, float16 or bfloat16"),
-    "list": (lambda: lutkern.matvec(T, [1.0] * 512), TypeError, "matvec: x is float64, expected float32, float16 or bfloat16"),
-    "int8": (lambda: lutkern.matvec(T, X[0].astype(np.int8)), TypeError, "matvec: x is int8, expected float32, float16 or bfloat16"),
-    "uint16": (lambda: lutkern.matvec(T, X[0].astype(np.uint16)), TypeError, "matvec: x is uint16, expected float32, float16 or bfloat16"),
-    "object": (lambda: lutkern.matvec(T, None), TypeError, "matvec: x is object, expected float32, float16 or bfloat16"),
-    "experts": (lambda: lutkern.matvec(E, X[0]), ValueError, "matvec: the weight has 2 experts, expected one matrix: index it"),
+    "float64": (
+        lambda: lutkern.matvec(T, X[0].astype(float)),
+        TypeError,
+        "matvec: x is float64, expected float32, float16 or bfloat16",
+    ),
+    "list": (
+        lambda: lutkern.matvec(T, [1.0] * 512),
+        TypeError,
+        "matvec: x is float64, expected float32, float16 or bfloat16",
+    ),
+    "int8": (
+        lambda: lutkern.matvec(T, X[0].astype(np.int8)),
+        TypeError,
+        "matvec: x is int8, expected float32, float16 or bfloat16",
+    ),
+    "uint16": (
+        lambda: lutkern.matvec(T, X[0].astype(np.uint16)),
+        TypeError,
+        "matvec: x is uint16, expected float32, float16 or bfloat16",
+    ),
+    "object": (
+        lambda: lutkern.matvec(T, None),
+        TypeError,
+        "matvec: x is object, expected float32, float16 or bfloat16",
+    ),
+    "experts": (
+        lambda: lutkern.matvec(E, X[0]),
+        ValueError,
+        "matvec: the weight has 2 experts, expected one matrix: index it",
+    ),
     "weight": (lambda: lutkern.matvec(X, X[0]), TypeError, "matvec: the weight is ndarray, expected a PackedTensor"),
-    "out shape": (lambda: lutkern.matvec(T, X[0], out=np.zeros(5, np.float32)), ValueError, "matvec: out has shape (5,), expected (6,)"),
-    "out dtype": (lambda: lutkern.matvec(T, X[0], out=np.zeros(6)), TypeError, "matvec: out is float64, expected a float32 NumPy array"),
-    "out type": (lambda: lutkern.matvec(T, X[0], out=[0.0] * 6), TypeError, "matvec: out is list, expected a float32 NumPy array"),
+    "out shape": (
+        lambda: lutkern.matvec(T, X[0], out=np.zeros(5, np.float32)),
+        ValueError,
+        "matvec: out has shape (5,), expected (6,)",
+    ),
+    "out dtype": (
+        lambda: lutkern.matvec(T, X[0], out=np.zeros(6)),
+        TypeError,
+        "matvec: out is float64, expected a float32 NumPy array",
+    ),
+    "out type": (
+        lambda: lutkern.matvec(T, X[0], out=[0.0] * 6),
+        TypeError,
+        "matvec: out is list, expected a float32 NumPy array",
+    ),
     "out frozen": (
         lambda: lutkern.matvec(T, X[0], out=frozen()),
         ValueError,
@@ -132,12 +175,24 @@ BAD = {
         ValueError,
         "matvec: out is read-only or not C-contiguous, expected a writable C-contiguous array",
     ),
-    "pack float64": (lambda: lutkern.pack(np.zeros((2, 32)), "q8_0"), TypeError, "pack: w is float64, expected float32, float16 or bfloat16"),
+    "pack float64": (
+        lambda: lutkern.pack(np.zeros((2, 32)), "q8_0"),
+        TypeError,
+        "pack: w is float64, expected float32, float16 or bfloat16",
+    ),
     "pack one dimension": (lambda: lutkern.pack(X[0], "q8_0"), ValueError, "pack: w has 1 dimensions, expected 2 or 3"),
-    "pack empty": (lambda: lutkern.pack(X[:0], "q8_0"), ValueError, "pack: w has shape (0, 512), expected sizes of at least 1"),
+    "pack empty": (
+        lambda: lutkern.pack(X[:0], "q8_0"),
+        ValueError,
+        "pack: w has shape (0, 512), expected sizes of at least 1",
+    ),
     "pack format": (lambda: lutkern.pack(X, "q3_k"), ValueError, "pack: q3_k can be read but not packed"),
     "pack unknown": (lambda: lutkern.pack(X, "q9"), ValueError, "unknown format 'q9', expected one of: iq1_s"),
-    "pack layout": (lambda: lutkern.pack(X, "q8_0", layout="x"), ValueError, "pack: unknown layout 'x', expected one of: blocks"),
+    "pack layout": (
+        lambda: lutkern.pack(X, "q8_0", layout="x"),
+        ValueError,
+        "pack: unknown layout 'x', expected one of: blocks",
+    ),
     "pack threads": (lambda: lutkern.pack(X, "q8_0", threads=0), ValueError, "pack: threads is 0, expected at least 1"),
     "pack nan": (
         lambda: lutkern.pack(np.where(np.arange(512) == 7, np.nan, X).astype(np.float32), "q8_0"),

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import lutkern
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
+import lutkern
 from lutkern import reference
 from weights import by_name, random_tensor
 
@@ -65,8 +66,12 @@ def test_more_pairs_than_are_worked_on_at_once():
     x, ids, weights = routes(1500, 5, hidden=32)
     y = lutkern.moe(x, ids, weights, *tensors)
     some = slice(None, None, 97)
-    alone = np.concatenate([lutkern.moe(x[t : t + 1], ids[t : t + 1], weights[t : t + 1], *tensors) for t in range(0, 1500, 97)])
-    assert np.all(np.abs(y[some] - alone) <= reference.moe_bound(x[some], ids[some], weights[some], *tensors, n_ulp=2 * N_ULP))
+    alone = np.concatenate(
+        [lutkern.moe(x[t : t + 1], ids[t : t + 1], weights[t : t + 1], *tensors) for t in range(0, 1500, 97)]
+    )
+    assert np.all(
+        np.abs(y[some] - alone) <= reference.moe_bound(x[some], ids[some], weights[some], *tensors, n_ulp=2 * N_ULP)
+    )
 
 
 def test_repeated_experts_count_each_time():
@@ -125,20 +130,44 @@ def test_moe_is_the_sum_over_experts(data):
 BAD = {
     "id too large": (dict(ids=[[0, 5], [1, 2]]), ValueError, "moe: expert_ids[0, 1] is 5, expected 0 to 4"),
     "id negative": (dict(ids=[[0, 1], [-1, 2]]), ValueError, "moe: expert_ids[1, 0] is -1, expected 0 to 4"),
-    "id huge": (dict(ids=np.array([[0, 1], [1, 2**40]])), ValueError, "moe: expert_ids reach from 0 to 1099511627776, expected 32-bit numbers"),
+    "id huge": (
+        dict(ids=np.array([[0, 1], [1, 2**40]])),
+        ValueError,
+        "moe: expert_ids reach from 0 to 1099511627776, expected 32-bit numbers",
+    ),
     "ids float": (dict(ids=np.zeros((2, 2))), TypeError, "moe: expert_ids is float64, expected integers"),
     "ids one dimension": (dict(ids=[0, 1]), ValueError, "moe: expert_ids has 1 dimensions, expected 2"),
     "ids rows": (dict(ids=[[0, 1]], weights=[[1.0, 1.0]]), ValueError, "moe: expert_ids has 1 rows, x has 2"),
-    "weights shape": (dict(weights=[[1.0], [1.0]]), ValueError, "moe: expert_weights has shape (2, 1), expert_ids has (2, 2)"),
+    "weights shape": (
+        dict(weights=[[1.0], [1.0]]),
+        ValueError,
+        "moe: expert_weights has shape (2, 1), expert_ids has (2, 2)",
+    ),
     "weights int": (dict(weights=[[1, 1], [1, 1]]), TypeError, "moe: expert_weights is int64, expected float32"),
-    "hidden": (dict(x=np.zeros((2, 256), np.float32)), ValueError, "moe: x has 256 columns, the hidden size of up is 288"),
+    "hidden": (
+        dict(x=np.zeros((2, 256), np.float32)),
+        ValueError,
+        "moe: x has 256 columns, the hidden size of up is 288",
+    ),
     "x dtype": (dict(x=np.zeros((2, 288))), TypeError, "moe: x is float64, expected float32, float16 or bfloat16"),
-    "activation": (dict(activation="swish"), ValueError, "moe: unknown activation 'swish', expected one of: silu, gelu, relu2, None"),
+    "activation": (
+        dict(activation="swish"),
+        ValueError,
+        "moe: unknown activation 'swish', expected one of: silu, gelu, relu2, None",
+    ),
     "gate shape": (dict(gate=(5, 96, 256)), ValueError, "moe: gate is 96 x 256, up is 96 x 288"),
-    "down shape": (dict(down=(5, 96, 288)), ValueError, "moe: down is 96 x 288, expected 288 x 96, the transpose of up"),
+    "down shape": (
+        dict(down=(5, 96, 288)),
+        ValueError,
+        "moe: down is 96 x 288, expected 288 x 96, the transpose of up",
+    ),
     "down experts": (dict(down=(4, 288, 96)), ValueError, "moe: down has 4 experts, up has 5"),
     "gate experts": (dict(gate=(6, 96, 288)), ValueError, "moe: gate has 6 experts, up has 5"),
-    "one matrix": (dict(gate=(96, 288)), ValueError, "moe: a weight has shape (96, 288), expected (experts, rows, cols)"),
+    "one matrix": (
+        dict(gate=(96, 288)),
+        ValueError,
+        "moe: a weight has shape (96, 288), expected (experts, rows, cols)",
+    ),
     "out shape": (dict(out=np.zeros((2, 96), np.float32)), ValueError, "moe: out has shape (2, 96), expected (2, 288)"),
     "out dtype": (dict(out=np.zeros((2, 288))), TypeError, "moe: out is float64, expected a float32 NumPy array"),
 }
@@ -155,7 +184,9 @@ def test_bad_input(case):
         down = random_tensor(by_name("q8_0"), changes["down"])
     options = {name: changes[name] for name in ("activation", "out") if name in changes}
     with pytest.raises(error) as caught:
-        lutkern.moe(changes.get("x", x), changes.get("ids", ids), changes.get("weights", weights), gate, up, down, **options)
+        lutkern.moe(
+            changes.get("x", x), changes.get("ids", ids), changes.get("weights", weights), gate, up, down, **options
+        )
     assert str(caught.value) == text
 
 

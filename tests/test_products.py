@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import lutkern
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
+import lutkern
 from lutkern import reference
 from weights import by_name, random_tensor
 
-# Class "reduction": fp32 sums of exact integers. Two roundings for each 32 columns, in lanes; eight is room for 2^13 columns.
+# Class "reduction": fp32 sums of exact integers, two or three roundings for each 32 columns, in lanes.
 N_ULP = 8
 
 

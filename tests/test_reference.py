@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import gguf
-import lutkern
 import ml_dtypes
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +15,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+
+import lutkern
 from lutkern import reference
 from reference_samples import (
     ALL,

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+
 from lutkern import reference
 from reference_samples import INTEGER, Q8_ROWS, ULP, Tensor, X, experts, gaussian, tensor
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import lutkern
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -16,6 +15,8 @@ from gguf import quants
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+
+import lutkern
 from lutkern import reference
 from lutkern.reference.pack import FLOAT_PACKERS, PACKERS
 from reference_samples import FLOAT, X, gaussian, gguf_dequantize, gguf_type

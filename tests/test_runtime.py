@@ -8,9 +8,10 @@ import subprocess
 import sys
 import threading
 
-import lutkern
 import numpy as np
 import pytest
+
+import lutkern
 from weights import by_name, random_tensor
 
 
@@ -59,14 +60,20 @@ def test_environment_chooses_the_isa(isa):
     assert result.stdout.strip() == isa
 
 
-OPERATION = "import lutkern, numpy as np; lutkern.dequantize(lutkern.PackedTensor.from_blocks(bytes(34), 'q8_0', (1, 32)))"
+OPERATION = (
+    "import lutkern, numpy as np; lutkern.dequantize(lutkern.PackedTensor.from_blocks(bytes(34), 'q8_0', (1, 32)))"
+)
 
 
 @pytest.mark.parametrize(
     ("variable", "value", "text"),
     [
         ("LUTKERN_ISA", "sse9", "ValueError: LUTKERN_ISA: unknown ISA 'sse9', expected one of: "),
-        ("LUTKERN_NUM_THREADS", "many", "ValueError: LUTKERN_NUM_THREADS: got 'many', expected a number from 1 to 1024"),
+        (
+            "LUTKERN_NUM_THREADS",
+            "many",
+            "ValueError: LUTKERN_NUM_THREADS: got 'many', expected a number from 1 to 1024",
+        ),
         ("LUTKERN_NUM_THREADS", "0", "ValueError: LUTKERN_NUM_THREADS: got '0', expected a number from 1 to 1024"),
     ],
 )
@@ -81,7 +88,8 @@ def test_environment_chooses_the_threads():
 
 
 def test_the_default_is_the_processors_of_the_process():
-    code = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); import lutkern; print(lutkern.num_threads())"
+    one = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})"
+    code = f"{one}; import lutkern; print(lutkern.num_threads())"
     assert run_python(code, LUTKERN_NUM_THREADS="").stdout.strip() == "1"
 
 

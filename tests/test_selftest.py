@@ -9,8 +9,9 @@ import sys
 from importlib import resources
 from pathlib import Path
 
-import lutkern
 import pytest
+
+import lutkern
 from lutkern import selftest
 
 

@@ -8,9 +8,10 @@ import mmap
 import pickle
 import weakref
 
-import lutkern
 import numpy as np
 import pytest
+
+import lutkern
 from lutkern import PackedTensor
 from reference_samples import finite_rows, gguf_dequantize
 from weights import by_name, random_tensor
@@ -116,7 +117,11 @@ def test_dequantize_into_out():
 
 Q80 = np.zeros((4, 34), np.uint8)
 BAD = {
-    "format": (lambda: PackedTensor.from_blocks(Q80, "iq9", (4, 32)), ValueError, "unknown format 'iq9', expected one of: iq1_s, iq1_m, "),
+    "format": (
+        lambda: PackedTensor.from_blocks(Q80, "iq9", (4, 32)),
+        ValueError,
+        "unknown format 'iq9', expected one of: iq1_s, iq1_m, ",
+    ),
     "length": (
         lambda: PackedTensor.from_blocks(Q80, "q8_0", (5, 32)),
         ValueError,
@@ -178,7 +183,11 @@ BAD = {
         ValueError,
         "dequantize: out has shape (4, 33), expected (4, 32)",
     ),
-    "not a tensor": (lambda: lutkern.dequantize(Q80), TypeError, "dequantize: the weight is ndarray, expected a PackedTensor"),
+    "not a tensor": (
+        lambda: lutkern.dequantize(Q80),
+        TypeError,
+        "dequantize: the weight is ndarray, expected a PackedTensor",
+    ),
 }
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import lutkern
 import numpy as np
+
+import lutkern
 from reference_samples import finite_rows
 
 

@@ -1,7 +1,7 @@
 """What comes in as an array, and where results go.
 
-Arrays enter through NumPy, DLPack (torch, JAX, CuPy and MLX on the CPU) or the buffer protocol, as float32, float16 or bfloat16. A
-float32 array is read in place if the numbers of a row lie side by side; any other arrangement is copied first.
+Arrays enter through NumPy, DLPack (torch, JAX, MLX on the CPU) or the buffer protocol, as float32, float16 or bfloat16.
+They are read in place if the numbers of a row lie side by side; any other arrangement is copied first.
 """
 
 from __future__ import annotations

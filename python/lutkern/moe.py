@@ -49,8 +49,9 @@ def moe(
 ) -> npt.NDArray[np.float32]:
     """Run the routed experts: x (tokens, hidden) -> (tokens, hidden) float32.
 
-    ``y[t] = sum_k expert_weights[t, k] * down[e] @ (act(gate[e] @ x[t]) * (up[e] @ x[t]))`` with ``e = expert_ids[t, k]``. Tokens are
-    grouped by expert, so each expert that is used is read once. An expert may be named twice; each time counts.
+    ``y[t] = sum_k expert_weights[t, k] * down[e] @ (act(gate[e] @ x[t]) * (up[e] @ x[t]))``, ``e = expert_ids[t, k]``.
+    Tokens are grouped by expert, so each expert that is used is read once. An expert may be named twice; each time
+    counts.
 
     Parameters
     ----------

@@ -52,8 +52,8 @@ def matvec(
     x
         (cols,) float32, float16 or bfloat16; any array with DLPack or the buffer protocol.
     exact
-        Use the activations as they are. Otherwise they are rounded to int8 with one scale for 32 columns, a relative error of the
-        product of about 0.7 %; the formats bf16, f16 and f32 never round.
+        Use the activations as they are. Otherwise they are rounded to int8 with one scale for 32 columns, a relative
+        error of the product of about 0.7 %; the formats bf16, f16 and f32 never round.
     out
         Where to write: float32, C-contiguous, (rows,).
 
@@ -126,8 +126,8 @@ def pack(
 ) -> PackedTensor:
     """Quantise weights: w (rows, cols) or (experts, rows, cols) -> PackedTensor of the same shape.
 
-    The error that is kept small is ``sum(importance * (w - dequantised) ** 2)``. Columns that are no multiple of the format's block are
-    padded; the result keeps the shape of `w`.
+    The error that is kept small is ``sum(importance * (w - dequantised) ** 2)``. Columns that are no multiple of the
+    format's block are padded; the result keeps the shape of `w`.
 
     Parameters
     ----------
@@ -136,8 +136,9 @@ def pack(
     fmt
         A format with ``can_pack``, or its name.
     importance
-        How much each column matters, (cols,) or (experts, cols): usually the mean square of the inputs. Entries that are zero, negative
-        or not finite are replaced by the mean of the others of their expert (one if there are none), with one warning.
+        How much each column matters, (cols,) or (experts, cols): usually the mean square of the inputs. Entries that
+        are zero, negative or not finite are replaced by the mean of the others of their expert (one if there are none),
+        with one warning.
     layout
         ``"blocks"``.
     threads
@@ -167,8 +168,8 @@ def pack(
     replaced = _core.pack(fmt.ggml_type, experts, rows, dtype, weights, blocks, threads or 0)
     if replaced:
         warnings.warn(
-            f"pack: {replaced} of {experts * shape[-1]} entries of importance are not finite and positive, replaced by the mean of "
-            "the others",
+            f"pack: {replaced} of {experts * shape[-1]} entries of importance are not finite and positive, replaced by "
+            "the mean of the others",
             RuntimeWarning,
             stacklevel=2,
         )

@@ -125,7 +125,9 @@ def get_library() -> str:
     """Return the path of the shared library that ``lutkern.h`` describes."""
     names = ("liblutkern.so", "liblutkern.dylib")
     folder = os.path.join(_package_folder(), "lib")
-    return next((path for name in names if os.path.exists(path := os.path.join(folder, name))), os.path.join(folder, names[0]))
+    return next(
+        (path for name in names if os.path.exists(path := os.path.join(folder, name))), os.path.join(folder, names[0])
+    )
 
 
 def _package_folder() -> str:

@@ -1,6 +1,7 @@
 """`lutkern selftest`: every kernel of this machine against the golden vectors in the package.
 
-The vectors come from the gguf package and from float64 arithmetic, not from the kernels; NumPy alone is needed to hold against them.
+The vectors come from the gguf package and from float64 arithmetic, not from the kernels; NumPy alone is needed to hold
+against them.
 """
 
 from __future__ import annotations
@@ -36,7 +37,9 @@ def _outside(result: npt.NDArray[np.float32], expected: list[float], bound: list
     if np.all(error <= limit):
         return None
     worst = int(np.argmax(np.where(np.isnan(error), np.inf, error - limit)))
-    return f"output {worst} is {result.reshape(-1)[worst]:.9g}, expected {expected[worst]:.9g} within {bound[worst]:.2g}"
+    return (
+        f"output {worst} is {result.reshape(-1)[worst]:.9g}, expected {expected[worst]:.9g} within {bound[worst]:.2g}"
+    )
 
 
 def _check_dequantize(t: PackedTensor, digest: str) -> str | None:
@@ -69,8 +72,8 @@ def run(progress: Callable[[str], None] | None = None) -> dict[str, Any]:
     Returns
     -------
     dict
-        ``ok``: whether all passed; ``results``: one dict with ``format``, ``isa``, ``op``, ``ok`` and ``error`` for each check;
-        ``machine``, ``version``. JSON can hold it.
+        ``ok``: whether all passed; ``results``: one dict with ``format``, ``isa``, ``op``, ``ok`` and ``error`` for
+        each check; ``machine``, ``version``. JSON can hold it.
     """
     golden = json.loads(resources.files(__package__).joinpath("golden.json").read_text())
     before = _core.current_isa()

@@ -20,14 +20,16 @@ _DEVICES = ("cpu",)
 class PackedTensor:
     """A weight of shape (rows, cols) or (experts, rows, cols) in a GGUF format.
 
-    Made by `PackedTensor.from_blocks`, `lutkern.pack`, or `lutkern.open_gguf(...)[name]`. The bytes are not copied and stay alive with
-    the tensor. Rows are outputs, cols are inputs.
+    Made by `PackedTensor.from_blocks`, `lutkern.pack`, or `lutkern.open_gguf(...)[name]`. The bytes are not copied and
+    stay alive with the tensor. Rows are outputs, cols are inputs.
     """
 
     __slots__ = ("_blocks", "_handle", "format", "shape")
 
     format: Format
     shape: tuple[int, ...]
+    _blocks: npt.NDArray[np.uint8]
+    _handle: _core.Tensor
 
     def __init__(self) -> None:
         raise TypeError("PackedTensor is made by PackedTensor.from_blocks, pack or open_gguf")
@@ -58,13 +60,14 @@ class PackedTensor:
         try:
             flat = np.frombuffer(blocks, np.uint8)
         except (TypeError, ValueError, BufferError) as error:
-            raise TypeError(f"from_blocks: blocks are {type(blocks).__name__}, expected a C-contiguous buffer") from error
-        rows_bytes = (*shape[:-1], fmt.row_bytes(shape[-1]))
-        if flat.size != math.prod(rows_bytes):
-            raise ValueError(
-                f"from_blocks: blocks have {flat.size} bytes, {fmt} of {' x '.join(map(str, shape))} needs {math.prod(rows_bytes)}"
-            )
-        return cls._make(flat.reshape(rows_bytes), fmt, shape)
+            raise TypeError(
+                f"from_blocks: blocks are {type(blocks).__name__}, expected a C-contiguous buffer"
+            ) from error
+        stored = (*shape[:-1], fmt.row_bytes(shape[-1]))
+        if flat.size != math.prod(stored):
+            size = " x ".join(map(str, shape))
+            raise ValueError(f"from_blocks: blocks have {flat.size} bytes, {fmt} of {size} needs {math.prod(stored)}")
+        return cls._make(flat.reshape(stored), fmt, shape)
 
     @classmethod
     def _make(
@@ -100,7 +103,7 @@ class PackedTensor:
 
     def blocks(self) -> npt.NDArray[np.uint8]:
         """Return the GGUF bytes: uint8, shape (..., rows, row_bytes), read-only, without a copy in layout blocks."""
-        view = self._blocks.view()
+        view: npt.NDArray[np.uint8] = self._blocks[...]
         view.flags.writeable = False
         return view
 
@@ -143,7 +146,8 @@ class PackedTensor:
 
     def __repr__(self) -> str:
         size = " x ".join(map(str, self.shape))
-        return f"PackedTensor({self.format}, {size}, {self.bits_per_weight:.4g} bits per weight, {self.layout}, {self.device})"
+        bits = f"{self.bits_per_weight:.4g} bits per weight"
+        return f"PackedTensor({self.format}, {size}, {bits}, {self.layout}, {self.device})"
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (PackedTensor.from_blocks, (self._blocks, self.format.name, self.shape))
@@ -155,5 +159,7 @@ def _checked_shape(shape: Sequence[int]) -> tuple[int, ...]:
     except TypeError:
         raise TypeError(f"from_blocks: shape is {shape!r}, expected whole numbers") from None
     if len(sizes) not in (2, 3) or min(sizes) < 1:
-        raise ValueError(f"from_blocks: shape is {sizes}, expected (rows, cols) or (experts, rows, cols), each at least 1")
+        raise ValueError(
+            f"from_blocks: shape is {sizes}, expected (rows, cols) or (experts, rows, cols), each at least 1"
+        )
     return sizes

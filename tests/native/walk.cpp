@@ -1,5 +1,5 @@
-// Walks every format, instruction set row and odd shape through the C API, with memory of exactly the size that the header promises to
-// touch, so that a sanitizer sees any step outside; and judges the results.
+// Walks every format, instruction set row and odd shape through the C API, with memory of exactly the size that the
+// header promises to touch, so that a sanitizer sees any step outside; and judges the results.
 //
 //   walk                all parts
 //   walk PART ...       some of: activations products moe pack threads errors
@@ -31,7 +31,7 @@ namespace {
 
 long long number(int64_t n) { return static_cast<long long>(n); }
 
-// Zero or more columns than a format's blocks hold: cols of 33, 100, 300 and 576 leave padding behind for blocks of 256.
+// Whole blocks, and 33, 100, 300 and 576, which leave padding in blocks of 256.
 std::vector<int64_t> columns_for(const lutkern_format& f) {
   std::vector<int64_t> cols = {33, 100, 256, 300, 512, 576, f.block_size};
   std::sort(cols.begin(), cols.end());

@@ -246,15 +246,14 @@ void wrong_choices(const Calls& c) {
            "quantize_activations: x has 2 rows, expected 1");
   c.expect(lutkern_set_num_threads(-1), LUTKERN_ERROR_VALUE, "set_num_threads: got -1, expected 0 to 1024");
   c.expect(lutkern_set_num_threads(1025), LUTKERN_ERROR_VALUE, "set_num_threads: got 1025, expected 0 to 1024");
-  std::vector<char> text;
-  const char* names[] = {"use_isa: unknown ISA 'vax', expected one of: "};
-  text.assign(names[0], names[0] + strlen(names[0]));
+  char text[256] = "use_isa: unknown ISA 'vax', expected one of: ";
+  const char* separator = "";
   for (const char* isa : all_isas()) {
-    if (text.size() > strlen(names[0])) text.insert(text.end(), {',', ' '});
-    text.insert(text.end(), isa, isa + strlen(isa));
+    const size_t used = strlen(text);
+    snprintf(text + used, sizeof(text) - used, "%s%s", separator, isa);
+    separator = ", ";
   }
-  text.push_back('\0');
-  c.expect(lutkern_use_isa("vax"), LUTKERN_ERROR_VALUE, text.data());
+  c.expect(lutkern_use_isa("vax"), LUTKERN_ERROR_VALUE, text);
   if (strcmp(lutkern_current_isa(), "scalar") != 0) fail("the instruction set changed to %s", lutkern_current_isa());
   if (lutkern_isa_at(-1) || lutkern_isa_supported("vax") || lutkern_isa_supported(nullptr))
     fail("an ISA that is not there");
