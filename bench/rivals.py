@@ -8,11 +8,13 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-F32 = 0
+_F32 = 0  # GGML_TYPE_F32
+_OVERHEAD = 64 << 20  # tensors, graphs and ggml's copy of the quantised activations
 
 
 class _InitParams(ctypes.Structure):
@@ -20,67 +22,84 @@ class _InitParams(ctypes.Structure):
 
 
 class Ggml:
-    """ggml's matrix products. `Ggml.load()` is None where the package is missing."""
+    """ggml's matrix products."""
 
     def __init__(self, folder: Path) -> None:
+        pointer, number, size = ctypes.c_void_p, ctypes.c_int64, ctypes.c_size_t
         # The CPU library looks the base library up by name: it must be in the process first.
-        ctypes.CDLL(str(folder / "libggml-base.so"), mode=ctypes.RTLD_GLOBAL)
-        self._lib = ctypes.CDLL(str(folder / "libggml-cpu.so"), mode=ctypes.RTLD_GLOBAL)
-        self._base = ctypes.CDLL(str(folder / "libggml-base.so"))
-        pointer, number = ctypes.c_void_p, ctypes.c_int64
-        for library, name, result, arguments in (
-            (self._base, "ggml_init", pointer, (_InitParams,)),
-            (self._base, "ggml_free", None, (pointer,)),
-            (self._base, "ggml_new_tensor_2d", pointer, (pointer, ctypes.c_int, number, number)),
-            (self._base, "ggml_mul_mat", pointer, (pointer, pointer, pointer)),
-            (self._base, "ggml_new_graph", pointer, (pointer,)),
-            (self._base, "ggml_build_forward_expand", None, (pointer, pointer)),
-            (self._base, "ggml_get_data", pointer, (pointer,)),
-            (self._lib, "ggml_graph_compute_with_ctx", ctypes.c_int, (pointer, pointer, ctypes.c_int)),
-        ):
+        self.base = ctypes.CDLL(str(folder / "libggml-base.so"), mode=ctypes.RTLD_GLOBAL)
+        self.cpu = ctypes.CDLL(str(folder / "libggml-cpu.so"), mode=ctypes.RTLD_GLOBAL)
+        signatures: tuple[tuple[Any, str, Any, tuple[Any, ...]], ...] = (
+            (self.base, "ggml_init", pointer, (_InitParams,)),
+            (self.base, "ggml_free", None, (pointer,)),
+            (self.base, "ggml_new_tensor_2d", pointer, (pointer, ctypes.c_int, number, number)),
+            (self.base, "ggml_new_tensor_3d", pointer, (pointer, ctypes.c_int, number, number, number)),
+            (self.base, "ggml_view_2d", pointer, (pointer, pointer, number, number, size, size)),
+            (self.base, "ggml_mul_mat", pointer, (pointer, pointer, pointer)),
+            (self.base, "ggml_new_graph", pointer, (pointer,)),
+            (self.base, "ggml_build_forward_expand", None, (pointer, pointer)),
+            (self.base, "ggml_get_data", pointer, (pointer,)),
+            (self.cpu, "ggml_graph_compute_with_ctx", ctypes.c_int, (pointer, pointer, ctypes.c_int)),
+        )
+        for library, name, result, arguments in signatures:
             function = getattr(library, name)
             function.restype, function.argtypes = result, arguments
-        self._lib.ggml_cpu_init()
+        self.cpu.ggml_cpu_init()
 
     @staticmethod
     def load() -> Ggml | None:
+        """Return ggml, or None where its package is missing."""
         try:
             import libggml
         except ImportError:
             return None
         return Ggml(Path(libggml.__file__).parent / "lib64")
 
-    def matmul(
-        self, ggml_type: int, blocks: npt.NDArray[np.uint8], x: npt.NDArray[np.float32], threads: int
-    ) -> tuple[Callable[[], None], npt.NDArray[np.float32]]:
-        """Return a call that computes x (tokens, cols) times the rows, and the (tokens, rows) array that it fills.
 
-        Setting up copies the blocks; the call itself is one ggml graph.
-        """
-        rows, (tokens, cols) = len(blocks), x.shape
-        size = blocks.nbytes + x.nbytes + 4 * tokens * rows + (16 << 20) + 8 * x.nbytes
-        context = self._base.ggml_init(_InitParams(size, None, False))
-        weight = self._base.ggml_new_tensor_2d(context, ggml_type, cols, rows)
-        vectors = self._base.ggml_new_tensor_2d(context, F32, cols, tokens)
-        result = self._base.ggml_mul_mat(context, weight, vectors)
-        graph = self._base.ggml_new_graph(context)
-        self._base.ggml_build_forward_expand(graph, result)
-        ctypes.memmove(self._base.ggml_get_data(weight), blocks.ctypes.data, blocks.nbytes)
-        ctypes.memmove(self._base.ggml_get_data(vectors), x.ctypes.data, x.nbytes)
-        address = self._base.ggml_get_data(result)
-        out = np.ctypeslib.as_array(ctypes.cast(address, ctypes.POINTER(ctypes.c_float)), (tokens, rows))
+class GgmlProducts:
+    """Products of x with each of several matrices; the matrices are copied into ggml's memory once."""
 
-        used = self._base.ggml_used_mem
-        used.restype, used.argtypes = ctypes.c_size_t, (ctypes.c_void_p,)
-        return _Call(self, context, graph, threads), out
+    def __init__(
+        self, ggml: Ggml, ggml_type: int, blocks: npt.NDArray[np.uint8], x: npt.NDArray[np.float32], threads: int
+    ) -> None:
+        (experts, rows, row_bytes), (tokens, cols) = blocks.shape, x.shape
+        base = ggml.base
+        # Each product keeps its result and ggml its graph in the same memory.
+        size = blocks.nbytes + x.nbytes + experts * (4 * tokens * rows + (1 << 19)) + 4 * x.nbytes * experts + _OVERHEAD
+        self._ggml, self._threads = ggml, threads
+        self._context = base.ggml_init(_InitParams(size, None, False))
+        weight = base.ggml_new_tensor_3d(self._context, ggml_type, cols, rows, experts)
+        vectors = base.ggml_new_tensor_2d(self._context, _F32, cols, tokens)
+        ctypes.memmove(base.ggml_get_data(weight), blocks.ctypes.data, blocks.nbytes)
+        ctypes.memmove(base.ggml_get_data(vectors), x.ctypes.data, x.nbytes)
+        self._graphs = []
+        self.out = []
+        for e in range(experts):
+            view = base.ggml_view_2d(self._context, weight, cols, rows, row_bytes, e * rows * row_bytes)
+            result = base.ggml_mul_mat(self._context, view, vectors)
+            graph = base.ggml_new_graph(self._context)
+            base.ggml_build_forward_expand(graph, result)
+            self._graphs.append(graph)
+            data = ctypes.cast(base.ggml_get_data(result), ctypes.POINTER(ctypes.c_float))
+            self.out.append(np.ctypeslib.as_array(data, (tokens, rows)))
+
+    def run(self, expert: int) -> None:
+        """Fill out[expert], (tokens, rows)."""
+        self._ggml.cpu.ggml_graph_compute_with_ctx(self._context, self._graphs[expert], self._threads)
+
+    def close(self) -> None:
+        """Give the memory back; out is invalid after it."""
+        self.out = []
+        self._ggml.base.ggml_free(self._context)
 
 
-class _Call:
-    def __init__(self, ggml: Ggml, context: int, graph: int, threads: int) -> None:
-        self._ggml, self._context, self._graph, self._threads = ggml, context, graph, threads
+def rotating(call: Callable[[int], None], count: int) -> Callable[[], None]:
+    """Return a call that goes through the matrices one after another, so that none stays in the cache."""
+    turn = 0
 
-    def __call__(self) -> None:
-        self._ggml._lib.ggml_graph_compute_with_ctx(self._context, self._graph, self._threads)
+    def step() -> None:
+        nonlocal turn
+        call(turn)
+        turn = (turn + 1) % count
 
-    def __del__(self) -> None:
-        self._ggml._base.ggml_free(self._context)
+    return step

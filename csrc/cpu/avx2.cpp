@@ -30,10 +30,13 @@ namespace {
 
 static inline __m256i load_i8x32(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
 
+// ((0 + 1) + (2 + 3)) + ((4 + 5) + (6 + 7)), as in sums_of_lanes: a row has one result, alone or in a panel.
 static inline float sum_of_lanes(__m256 v) {
-  __m128 half = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
-  half = _mm_add_ps(half, _mm_movehl_ps(half, half));
-  return _mm_cvtss_f32(_mm_add_ss(half, _mm_movehdup_ps(half)));
+  const __m256 pairs = _mm256_add_ps(v, _mm256_movehdup_ps(v));
+  const __m128 low = _mm256_castps256_ps128(pairs);
+  const __m128 high = _mm256_extractf128_ps(pairs, 1);
+  return _mm_cvtss_f32(
+      _mm_add_ss(_mm_add_ss(low, _mm_movehl_ps(low, low)), _mm_add_ss(high, _mm_movehl_ps(high, high))));
 }
 
 // Sums of four products of int8 by int8. The magnitude of -128 is 128, which an unsigned byte holds.
