@@ -6,6 +6,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include <atomic>
+
 #include "cpu/kernels.h"
 #include "cpu/operations.h"
 #include "cpu/threads.h"
@@ -52,21 +54,29 @@ lutkern_status check_isa(const char* source, const char* name) {
   return fail(LUTKERN_ERROR_VALUE, "%s: unknown ISA '%.32s', expected one of: %s", source, name, names);
 }
 
-// Environment variables are read once, at the first operation; a wrong one is an error of every operation until the
-// program chooses.
+// Environment variables are read once, at the first operation. A wrong one is an error of every operation until the program chooses
+// by use_isa or set_num_threads.
 struct Environment {
-  lutkern_status status = LUTKERN_OK;
-  char text[sizeof(g_error)] = "";
-  bool isa_chosen = false;
+  char isa_error[sizeof(g_error)] = "";
+  char threads_error[sizeof(g_error)] = "";
+  std::atomic<bool> isa_wrong{
+      false};  // whether the text above is in force: operations on other threads may be reading it
+  std::atomic<bool> threads_wrong{false};
 
   Environment() {
     if (const char* count = invalid_thread_count()) {
-      status = fail(LUTKERN_ERROR_VALUE, "LUTKERN_NUM_THREADS: got '%.32s', expected a number from 1 to 1024", count);
-    } else if (const char* isa = getenv("LUTKERN_ISA")) {
-      if (*isa) status = check_isa("LUTKERN_ISA", isa);
-      if (*isa && status == LUTKERN_OK) use_isa(isa);
+      snprintf(threads_error, sizeof(threads_error),
+               "LUTKERN_NUM_THREADS: got '%.32s', expected a number from 1 to 1024", count);
+      threads_wrong = true;
     }
-    if (status != LUTKERN_OK) memcpy(text, g_error, sizeof(text));
+    const char* isa = getenv("LUTKERN_ISA");
+    if (!isa || !*isa) return;
+    if (check_isa("LUTKERN_ISA", isa) == LUTKERN_OK) {
+      use_isa(isa);
+    } else {
+      memcpy(isa_error, g_error, sizeof(isa_error));
+      isa_wrong = true;
+    }
   }
 };
 
@@ -77,7 +87,8 @@ Environment& environment() {
 
 lutkern_status check_environment() {
   const Environment& e = environment();
-  return e.status == LUTKERN_OK ? LUTKERN_OK : fail(e.status, "%s", e.text);
+  if (e.isa_wrong) return fail(LUTKERN_ERROR_VALUE, "%s", e.isa_error);
+  return e.threads_wrong ? fail(LUTKERN_ERROR_VALUE, "%s", e.threads_error) : LUTKERN_OK;
 }
 
 const FormatInfo* find_type(int32_t ggml_type, FormatId* id) {
@@ -408,7 +419,7 @@ lutkern_status lutkern_use_isa(const char* name) {
     if (const lutkern_status status = check_isa("use_isa", name)) return status;
   }
   use_isa(name);
-  e.status = LUTKERN_OK;
+  e.isa_wrong = false;
   return LUTKERN_OK;
 }
 
@@ -439,6 +450,7 @@ const char* lutkern_kernel_isa(int32_t ggml_type, lutkern_operation operation) {
 lutkern_status lutkern_set_num_threads(int32_t n) {
   if (n < 0 || n > 1024) return fail(LUTKERN_ERROR_VALUE, "set_num_threads: got %d, expected 0 to 1024", n);
   set_num_threads(n);
+  environment().threads_wrong = false;
   return LUTKERN_OK;
 }
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_llama import CONTEXT, HIDDEN, INTER, LAYERS, write_tiny_llama
 
 import lutkern
 from lutkern.demo import Formats, Options, run, table
 from lutkern.demo.convert import (
+    Experts,
     PackedFfn,
     expert_count,
     join_experts,
@@ -24,15 +24,18 @@ from lutkern.demo.convert import (
     run_experts,
     second_moments,
 )
-from lutkern.demo.convert import Experts as ConvertExperts
 from lutkern.demo.evaluate import Sampling, Text, compare, generate, log_softmax, read_text
 from lutkern.demo.fetch import SMOLLM2, cache_folder
-from lutkern.demo.llama import DenseFfn, Llama, read_config, rms_norm, silu
+from lutkern.demo.llama import DenseFfn, Llama, read_config
 from lutkern.demo.store import load, save, store_key, store_path
 from lutkern.demo.tokenizer import TextStream, Tokenizer
+from tiny_llama import CONTEXT, HEADS, HIDDEN, INTER, KV_HEADS, LAYERS, vocabulary, write_tiny_llama
 
 F32 = Formats("f32", "f32", "f32")
 TWO_BIT = Formats("iq2_xxs", "iq2_xs", "iq3_xxs")
+TOKENS = [5, 9, 200, 7, 7, 31, 100, 64, 2, 1, 260, 77]
+
+Tiny = tuple[Llama, DenseFfn, Tokenizer]
 
 
 @pytest.fixture(scope="module")
@@ -40,16 +43,20 @@ def tiny_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny_llama(tmp_path_factory.mktemp("model") / "tiny.gguf")
 
 
-@pytest.fixture(scope="module")
-def tiny(tiny_path: Path) -> tuple[Llama, DenseFfn, Tokenizer]:
-    with lutkern.open_gguf(tiny_path) as file:
+def open_model(path: Path) -> Tiny:
+    with lutkern.open_gguf(path) as file:
         model = Llama(file)
         return model, DenseFfn(file, model.config), Tokenizer(file.metadata)
 
 
 @pytest.fixture(scope="module")
-def text(tiny: tuple[Llama, DenseFfn, Tokenizer]) -> Text:
-    return read_text(tiny[2], calibration=4, evaluation=2, tokens=48)
+def tiny(tiny_path: Path) -> Tiny:
+    return open_model(tiny_path)
+
+
+@pytest.fixture(scope="module")
+def text(tiny: Tiny) -> Text:
+    return read_text(tiny[2], calibration=4, evaluation=2, tokens=64)
 
 
 @pytest.fixture
@@ -58,50 +65,499 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "lutkern"
 
 
-def metadata_of(tmp_path: Path, **values: Any) -> Any:
-    with lutkern.open_gguf(write_tiny_llama(tmp_path / "m.gguf", **values)) as file:
+def metadata_of(folder: Path, **values: Any) -> dict[str, Any]:
+    with lutkern.open_gguf(write_tiny_llama(folder / "m.gguf", **values)) as file:
         return dict(file.metadata.items())
 
 
-# Tokenizer
+# ---- tokenizer
 
 
-@given(st.text())
-def test_tokenizer_gives_text_back(tiny: tuple[Llama, DenseFfn, Tokenizer], words: str) -> None:
-    tokenizer = tiny[2]
+@given(words=st.text())
+def test_tokenizer_gives_text_back(tiny: Tiny, words: str) -> None:
     plain = words.replace("<|", "<")
-    assert tokenizer.decode(tokenizer.encode(plain)) == plain.encode("utf-8", "replace").decode("utf-8")
+    assert tiny[2].decode(tiny[2].encode(plain)) == plain
 
 
-@given(st.text(max_size=20))
-def test_text_stream_gives_text_back(tiny: tuple[Llama, DenseFfn, Tokenizer], words: str) -> None:
-    tokenizer = tiny[2]
-    plain = words.replace("<|", "<").replace("\ufffd", "").encode("utf-8", "ignore").decode("utf-8")
-    stream = TextStream(tokenizer)
-    assert "".join([stream.push(token) for token in tokenizer.encode(plain)]) + stream.finish() == plain
+@given(words=st.text(max_size=20))
+def test_text_stream_gives_text_back(tiny: Tiny, words: str) -> None:
+    plain = words.replace("<|", "<").replace("\ufffd", "")
+    stream = TextStream(tiny[2])
+    assert "".join([stream.push(token) for token in tiny[2].encode(plain)]) + stream.finish() == plain
 
 
-def test_text_stream_holds_back_half_a_character(tiny: tuple[Llama, DenseFfn, Tokenizer]) -> None:
-    tokenizer = tiny[2]
-    stream = TextStream(tokenizer)
-    tokens = tokenizer.encode("é!")
-    assert len(tokens) == 3
+def test_text_stream_holds_back_half_a_character(tiny: Tiny) -> None:
+    stream, tokens = TextStream(tiny[2]), tiny[2].encode("é!")
     assert [stream.push(token) for token in tokens] == ["", "é", "!"]
-    stream.push(tokens[0])
+    assert stream.push(tokens[0]) == ""
     assert stream.finish() == "\ufffd"
     assert stream.finish() == ""
 
 
-def test_tokenizer_merges_and_splits_as_the_file_says(tiny: tuple[Llama, DenseFfn, Tokenizer]) -> None:
-    tokenizer = tiny[2]
-    names = {name: i for i, name in enumerate(Llama_tokens())}
-    assert tokenizer.encode("the there 42") == [names[piece] for piece in ("t", "he", "Ġthere", "Ġ", "4", "2")]
-    assert tokenizer.encode("<|im_start|>a<|im_end|>") == [1, names["a"], 2]
-    assert tokenizer.decode([1, names["a"], 2]) == "a"
+def test_tokenizer_merges_and_splits_as_the_file_says(tiny: Tiny) -> None:
+    tokenizer, ids = tiny[2], {name: i for i, name in enumerate(vocabulary()[0])}
+    assert tokenizer.encode("the there 42") == [ids[name] for name in ("t", "he", "Ġthere", "Ġ", "4", "2")]
+    assert tokenizer.encode("<|im_start|>a<|im_end|>") == [1, ids["a"], 2]
+    assert tokenizer.decode([1, ids["a"], 2]) == "a"
     assert tokenizer.stop_tokens == {0, 2}
+    assert tokenizer.size == len(ids)
 
 
-def Llama_tokens() -> list[str]:
-    from tiny_llama import vocabulary
+def test_chat_form(tiny: Tiny, tmp_path: Path) -> None:
+    assert tiny[2].chat("Why") == (
+        "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
+        "<|im_start|>user\nWhy<|im_end|>\n<|im_start|>assistant\n"
+    )
+    names = ["<a>", "<b>", "<c>", *vocabulary()[0][3:]]
+    assert Tokenizer(metadata_of(tmp_path, tokenizer__ggml__tokens=names)).chat("Why") == "Why"
 
-    return vocabulary()[0]
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("model", "llama", "demo: the tokenizer's model is 'llama', expected 'gpt2' (byte-level BPE)"),
+        (
+            "pre",
+            "qwen2",
+            "demo: the pre-tokenizer is 'qwen2', expected one of smollm, starcoder, refact, command-r, codeshell",
+        ),
+        ("merges", None, "demo: the model has no metadata key 'tokenizer.ggml.merges'"),
+        ("token_type", [1, 1], "demo: 2 token types, expected one for each of the 269 tokens"),
+        ("merges", ["x yy"], "demo: merge 'x yy' names a token outside the vocabulary"),
+    ],
+)
+def test_tokenizer_errors(tmp_path: Path, key: str, value: Any, message: str) -> None:
+    metadata = metadata_of(tmp_path, **{f"tokenizer__ggml__{key}": value})
+    with pytest.raises(ValueError) as error:  # noqa: PT011
+        Tokenizer(metadata)
+    assert str(error.value) == message
+
+
+# ---- forward
+
+
+def plain_forward(file: lutkern.gguf.GgufFile, tokens: list[int]) -> Any:
+    """Logits by float64 loops over tokens, heads and pairs: slow, and written apart from the model."""
+
+    def get(name: str) -> Any:
+        return file.array(name).astype(np.float64)
+
+    def norm(v: Any, weight: Any) -> Any:
+        return v / np.sqrt(np.mean(v * v) + 1e-5) * weight
+
+    def rotate(v: Any, position: int) -> Any:
+        turned = v.copy()
+        for j in range(len(v) // 2):
+            angle = position * 10000.0 ** (-2 * j / len(v))
+            turned[2 * j] = v[2 * j] * np.cos(angle) - v[2 * j + 1] * np.sin(angle)
+            turned[2 * j + 1] = v[2 * j] * np.sin(angle) + v[2 * j + 1] * np.cos(angle)
+        return turned
+
+    size = HIDDEN // HEADS
+    xs = [get("token_embd.weight")[token] for token in tokens]
+    for i in range(LAYERS):
+        normed = [norm(x, get(f"blk.{i}.attn_norm.weight")) for x in xs]
+        q, k, v = ([get(f"blk.{i}.attn_{part}.weight") @ n for n in normed] for part in "qkv")
+        for t in range(len(tokens)):
+            heads = []
+            for head in range(HEADS):
+                own = slice(head * size, (head + 1) * size)
+                shared = head // (HEADS // KV_HEADS)
+                other = slice(shared * size, (shared + 1) * size)
+                scores = np.array([rotate(q[t][own], t) @ rotate(k[s][other], s) for s in range(t + 1)])
+                share = np.exp(scores / np.sqrt(size) - np.max(scores / np.sqrt(size)))
+                share /= share.sum()
+                heads.append(sum(share[s] * v[s][other] for s in range(t + 1)))
+            xs[t] = xs[t] + get(f"blk.{i}.attn_output.weight") @ np.concatenate(heads)
+        for t in range(len(tokens)):
+            n = norm(xs[t], get(f"blk.{i}.ffn_norm.weight"))
+            gate = get(f"blk.{i}.ffn_gate.weight") @ n
+            inner = gate / (1 + np.exp(-gate)) * (get(f"blk.{i}.ffn_up.weight") @ n)
+            xs[t] = xs[t] + get(f"blk.{i}.ffn_down.weight") @ inner
+    head = get("output.weight" if "output.weight" in file else "token_embd.weight")
+    return np.array([head @ norm(x, get("output_norm.weight")) for x in xs])
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_forward_equals_plain_loops(tmp_path: Path, tied: bool) -> None:
+    path = write_tiny_llama(tmp_path / "m.gguf", tied=tied)
+    model, dense, _ = open_model(path)
+    with lutkern.open_gguf(path) as file:
+        expected = plain_forward(file, TOKENS)
+    found = model.logits(TOKENS, dense)
+    assert found.dtype == np.float32
+    assert found.shape == expected.shape
+    assert np.abs(found - expected).max() < 1e-5 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("cuts", [[1] * 12, [5, 1, 1, 5], [11, 1]])
+def test_decoding_with_a_cache_equals_the_batch(tiny: Tiny, cuts: list[int]) -> None:
+    model, dense, _ = tiny
+    batch = model.logits(TOKENS, dense)
+    cache, pieces, start = model.cache(len(TOKENS)), [], 0
+    for cut in cuts:
+        pieces.append(model.logits(TOKENS[start : start + cut], dense, cache))
+        start += cut
+    assert np.abs(np.concatenate(pieces) - batch).max() < 2e-6 * np.abs(batch).max()
+    assert cache.length == len(TOKENS)
+
+
+def test_last_logits_are_the_last_row(tiny: Tiny) -> None:
+    model, dense, _ = tiny
+    batch = model.logits(TOKENS, dense)
+    found = model.last_logits(TOKENS, dense, model.cache(12))
+    assert np.abs(found - batch[-1]).max() < 2e-6 * np.abs(batch).max()
+
+
+def test_forward_errors(tiny: Tiny) -> None:
+    model, dense, _ = tiny
+    cases = [
+        ([], 4, "demo: no tokens, expected at least one"),
+        ([1, 269], 4, "demo: token 269, the vocabulary has 269"),
+        ([-1, 1], 4, "demo: token -1, the vocabulary has 269"),
+        ([1, 2, 3], 2, "demo: 3 tokens, the cache holds 2"),
+    ]
+    for tokens, capacity, message in cases:
+        with pytest.raises(ValueError) as error:  # noqa: PT011
+            model.hidden(tokens, dense, model.cache(capacity))
+        assert str(error.value) == message
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"general__architecture": "qwen2"}, "demo: the model's architecture is 'qwen2', expected 'llama'"),
+        ({"llama__block_count": None}, "demo: the model has no metadata key 'llama.block_count'"),
+        (
+            {"llama__expert_count": 8},
+            "demo: the model has routed experts, expected a dense feed-forward network to split",
+        ),
+        (
+            {"llama__rope__scaling__type": "yarn"},
+            "demo: the model scales rotary positions ('yarn'), expected none",
+        ),
+        (
+            {"llama__attention__head_count_kv": 3},
+            "demo: 4 attention heads, expected a multiple of the 3 key heads",
+        ),
+        (
+            {"llama__rope__dimension_count": 18},
+            "demo: 18 rotary dimensions, expected an even number up to 16",
+        ),
+        (
+            {"llama__embedding_length": 128, "llama__rope__dimension_count": 32},
+            "demo: 'token_embd.weight' has shape (269, 64), expected (any, 128)",
+        ),
+        ({"llama__block_count": 3}, "demo: the model has no tensor 'blk.2.attn_norm.weight'"),
+        (
+            {"llama__feed_forward_length": 1024},
+            "demo: 'blk.0.ffn_gate.weight' has shape (512, 64), expected (1024, 64)",
+        ),
+    ],
+)
+def test_model_errors(tmp_path: Path, values: dict[str, Any], message: str) -> None:
+    path = write_tiny_llama(tmp_path / "m.gguf", **values)
+    with pytest.raises(ValueError) as error:  # noqa: PT011
+        open_model(path)
+    assert str(error.value) == message
+
+
+def test_config_defaults_follow_the_head_count(tmp_path: Path) -> None:
+    config = read_config(metadata_of(tmp_path, llama__attention__head_count_kv=None, llama__rope__freq_base=None))
+    assert (config.kv_heads, config.head_dim, config.rope_base) == (HEADS, HIDDEN // HEADS, 10000.0)
+
+
+# ---- conversion
+
+
+def split_exactly(dense: DenseFfn, layer: int) -> Experts:
+    gate, up, down = dense.layers[layer]
+    parts = gate.reshape(-1, 256, HIDDEN), up.reshape(-1, 256, HIDDEN), np.stack(np.split(down, INTER // 256, axis=1))
+    return Experts(*(lutkern.PackedTensor.from_blocks(part, "f32", part.shape) for part in parts))
+
+
+@pytest.mark.parametrize("tokens", [1, 7])
+def test_split_network_equals_the_dense_one(tiny: Tiny, tokens: int) -> None:
+    dense = tiny[1]
+    x = np.random.default_rng(1).standard_normal((tokens, HIDDEN)).astype(np.float32)
+    expected = dense(1, x)
+    assert np.abs(run_experts(split_exactly(dense, 1), x) - expected).max() < 1e-5 * np.abs(expected).max()
+
+
+def test_expert_count() -> None:
+    assert expert_count(1536) == 6
+    for inter in (0, 100, 1408):
+        with pytest.raises(ValueError, match=f"^demo: the feed-forward length is {inter}, expected a multiple of 256$"):
+            expert_count(inter)
+
+
+def test_join_keeps_every_weight_in_its_place() -> None:
+    w = np.random.default_rng(2).standard_normal((512, 576)).astype(np.float32)
+    pieces = [lutkern.pack(w[:, start : start + 256], "f16") for start in (0, 256, 512)]
+    expected = w.astype(np.float16).astype(np.float32)
+    rows = join_rows(pieces)
+    assert rows.shape == (2, 256, 576)
+    assert np.array_equal(lutkern.dequantize(rows).reshape(512, 576), expected)
+    columns = join_experts(pieces[:2])
+    assert columns.shape == (2, 512, 256)
+    assert np.array_equal(np.concatenate(list(lutkern.dequantize(columns)), axis=1), expected[:, :512])
+
+
+def test_feedback_brings_the_product_closer() -> None:
+    random = np.random.default_rng(3)
+    w = random.standard_normal((64, 768)).astype(np.float32)
+    # Inputs in a third as many directions as columns: what one column gets wrong others can take back.
+    x = (random.standard_normal((2000, 256)) @ random.standard_normal((256, 768)) / 16).astype(np.float32)
+    moments = second_moments(x)
+    plain = lutkern.dequantize(lutkern.pack(w, "iq2_xxs", importance=np.diag(moments)))
+    pieces = pack_columns(w, "iq2_xxs", moments)
+    assert [piece.shape for piece in pieces] == [(64, 256)] * 3
+    fed = np.concatenate([lutkern.dequantize(piece) for piece in pieces], axis=1)
+    miss = [float(np.square(x @ (q - w).T).mean()) for q in (plain, fed)]
+    assert miss[1] < 0.7 * miss[0]
+
+
+def test_second_moments() -> None:
+    x = np.array([[1, 2], [3, 4]], np.float32)
+    assert np.array_equal(second_moments(x), [[5, 7], [7, 10]])
+
+
+def test_packing_to_floats_changes_nothing(tiny: Tiny, text: Text) -> None:
+    model, dense, _ = tiny
+    packed = pack_model(model, dense, text.calibration, F32)
+    quality = compare(model, dense, packed, text.evaluation)
+    assert quality.top1 == 1.0
+    assert quality.kl < 1e-9
+    assert packed.nbytes == 4 * 3 * LAYERS * INTER * HIDDEN
+
+
+def test_packing_beats_packing_without_calibration(tiny: Tiny, text: Text) -> None:
+    model, dense, _ = tiny
+    steps: list[int] = []
+    packed = pack_model(model, dense, text.calibration, TWO_BIT, lambda: steps.append(1))
+    assert len(steps) == LAYERS
+    assert {str(t.format) for layer in packed.layers for t in layer.parts} == {"iq2_xxs", "iq2_xs", "iq3_xxs"}
+    plain = PackedFfn(
+        Experts(
+            gate=lutkern.pack(gate.reshape(-1, 256, HIDDEN), TWO_BIT.gate),
+            up=lutkern.pack(up.reshape(-1, 256, HIDDEN), TWO_BIT.up),
+            down=lutkern.pack(np.stack(np.split(down, INTER // 256, axis=1)), TWO_BIT.down),
+        )
+        for gate, up, down in dense.layers
+    )
+    quality, without = (compare(model, dense, ffn, text.evaluation) for ffn in (packed, plain))
+    assert 0 < quality.kl < 0.8 * without.kl
+
+
+def test_packing_needs_text(tiny: Tiny) -> None:
+    with pytest.raises(ValueError, match=r"^demo: no calibration text, expected at least one window of tokens$"):
+        pack_model(tiny[0], tiny[1], [], F32)
+
+
+# ---- evaluation and generation
+
+
+def test_text_windows(tiny: Tiny, text: Text) -> None:
+    assert [len(w) for w in text.calibration + text.evaluation] == [64] * 6
+    assert [w[0] == 1 for w in text.calibration] == [False, True, False, True]
+    with pytest.raises(ValueError, match=r"^demo: the text has \d+ tokens in a half, expected at least 100000000$"):
+        read_text(tiny[2], calibration=10**6, evaluation=1, tokens=100)
+
+
+def test_compare_with_itself_and_with_chance(tiny: Tiny, text: Text) -> None:
+    model, dense, _ = tiny
+    same = compare(model, dense, dense, text.evaluation)
+    assert (same.kl, same.top1, same.predictions) == (0.0, 1.0, 2 * 63)
+    assert same.base_perplexity == same.packed_perplexity
+    log_p = np.concatenate([log_softmax(model.logits(w, dense)[:-1].astype(np.float64)) for w in text.evaluation])
+    truth = np.concatenate([w[1:] for w in text.evaluation])
+    assert same.base_perplexity == pytest.approx(np.exp(-log_p[np.arange(126), truth].mean()), rel=1e-5)
+    other = compare(model, dense, lambda layer, x: dense(layer, -x), text.evaluation)
+    assert other.kl > 0.01
+    assert other.top1 < 1
+    with pytest.raises(ValueError, match=r"^demo: no evaluation text, expected windows of at least two tokens$"):
+        compare(model, dense, dense, [[1]])
+
+
+def test_generation_without_a_seed_takes_the_most_likely_token(tiny: Tiny) -> None:
+    model, dense, _ = tiny
+    nothing: frozenset[int] = frozenset()
+    made = list(generate(model, dense, [5, 6], tokens=6, stop=nothing, sampling=Sampling(penalty=0)))
+    expected = [5, 6]
+    for _ in range(6):
+        expected.append(int(model.logits(expected, dense)[-1].argmax()))
+    assert made == expected[2:]
+    strict = Sampling(penalty=1e9)
+    distinct = list(generate(model, dense, [5, 6], tokens=40, stop=nothing, sampling=strict))
+    assert len(set(distinct)) == 40
+    stop = frozenset(distinct[2:3])
+    assert list(generate(model, dense, [5, 6], tokens=40, stop=stop, sampling=strict)) == distinct[:2]
+
+
+def test_generation_with_a_seed_repeats_itself(tiny: Tiny) -> None:
+    model, dense, _ = tiny
+
+    def draw(seed: int) -> list[int]:
+        return list(generate(model, dense, [5], tokens=12, stop=frozenset(), sampling=Sampling(seed=seed)))
+
+    assert draw(1) == draw(1)
+    assert len({tuple(draw(seed)) for seed in range(4)}) > 1
+
+
+def test_generation_stays_within_the_context(tiny: Tiny) -> None:
+    model, dense, _ = tiny
+    prompt = [5] * (CONTEXT - 3)
+    assert len(list(generate(model, dense, prompt, tokens=50, stop=frozenset(), sampling=Sampling()))) == 3
+    message = f"^demo: the prompt has {CONTEXT} tokens, the context holds {CONTEXT}$"
+    with pytest.raises(ValueError, match=message):
+        next(generate(model, dense, [5] * CONTEXT, tokens=1, stop=frozenset(), sampling=Sampling()))
+
+
+# ---- packed weights on disk
+
+
+def test_store_gives_the_same_bytes_back(tiny: Tiny, tmp_path: Path) -> None:
+    model, dense, _ = tiny
+    packed = pack_model(model, dense, [TOKENS], TWO_BIT)
+    key = store_key("00", TWO_BIT, [TOKENS], "1")
+    path = store_path(tmp_path / "new", key)
+    save(path, key, packed)
+    assert [entry.name for entry in path.parent.iterdir()] == [path.name]
+    loaded = load(path, key, TWO_BIT, model.config)
+    assert loaded is not None
+    for kept, made in zip(loaded.layers, packed.layers, strict=True):
+        for a, b in zip(kept.parts, made.parts, strict=True):
+            assert (a.format, a.shape) == (b.format, b.shape)
+            assert np.array_equal(a.blocks(), b.blocks())
+
+
+def test_store_refuses_what_is_damaged_or_of_something_else(tiny: Tiny, tmp_path: Path) -> None:
+    model, dense, _ = tiny
+    key = store_key("00", F32, [TOKENS], "1")
+    path = store_path(tmp_path, key)
+    assert load(path, key, F32, model.config) is None
+    save(path, key, PackedFfn(split_exactly(dense, i) for i in range(LAYERS)))
+    assert load(path, key, F32, model.config) is not None
+    assert load(path, key + " ", F32, model.config) is None
+    whole = path.read_bytes()
+    for size in (0, 10, len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:size])
+        assert load(path, key, F32, model.config) is None
+    for place in range(200, len(whole), len(whole) // 9):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        assert load(path, key, F32, model.config) is None
+
+
+def test_store_keys_differ_in_every_part() -> None:
+    keys = {
+        store_key("00", F32, [[1]], "1"),
+        store_key("01", F32, [[1]], "1"),
+        store_key("00", TWO_BIT, [[1]], "1"),
+        store_key("00", F32, [[2]], "1"),
+        store_key("00", F32, [[1]], "2"),
+    }
+    assert len({store_path(Path("c"), key) for key in keys}) == 5
+
+
+# ---- the whole path
+
+
+def test_run_packs_once_and_reuses(tiny_path: Path, cache: Path) -> None:
+    options = Options(model=tiny_path, formats=TWO_BIT, tokens=5, prompt="Hi", quiet=True)
+    first, second = run(options), run(options)
+    (stored,) = cache.iterdir()
+    assert (first["packed_from_cache"], second["packed_from_cache"]) == (False, True)
+    for part in ("model", "experts", "formats", "ffn", "quality", "prompt"):
+        assert first[part] == second[part]
+    assert first["packed"]["text"] == second["packed"]["text"]
+    stored.write_bytes(stored.read_bytes()[:5000])
+    third = run(options)
+    assert third["packed_from_cache"] is False
+    assert third["quality"] == first["quality"]
+    assert run(options)["packed_from_cache"] is True
+
+
+def test_run_tells_the_truth(tiny_path: Path, cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    result = run(Options(model=tiny_path, tokens=5, prompt="Hi", seed=3, cache=False, quiet=True))
+    assert not cache.exists()
+    weights = 3 * LAYERS * INTER * HIDDEN
+    # Rows of 64 columns are padded to a block of 256 (66 bytes in iq2_xxs), rows of down are one (98 bytes in iq3_xxs).
+    packed = LAYERS * (2 * INTER * 66 + 2 * HIDDEN * 98)
+    assert result["ffn"] == {
+        "weights": weights,
+        "file_bytes": 4 * weights,
+        "f16_bytes": 2 * weights,
+        "packed_bytes": packed,
+        "bits_per_weight": 8 * packed / weights,
+    }
+    assert result["experts"] == {"per_layer": 2, "neurons": 256}
+    assert result["quality"]["predictions"] == 2 * (CONTEXT - 1)
+    assert 0 < result["packed"]["tokens"] <= 5
+    assert json.loads(json.dumps(result)) == result
+    assert capsys.readouterr() == ("", "")
+    lines = table(result).splitlines()
+    assert lines[0].startswith("tiny: 2 layers x 2 experts; gate iq2_xxs, up iq2_xxs, down iq3_xxs; kernels ")
+    assert lines[2].split() == ["FFN", "bytes", "786.4", "kB", "393.2", "kB", "160.3", "kB"]
+    assert lines[3].split() == ["bits", "per", "weight", "32.000", "16.000", "6.521"]
+
+
+def test_run_streams_text_and_progress(tiny_path: Path, cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    result = run(Options(model=tiny_path, formats=F32, tokens=5, prompt="Hi"))
+    out, err = capsys.readouterr()
+    expected = f"\n> Hi\n\n[base] {result['base']['text']}\n\n[packed] {result['packed']['text']}\n\n"
+    assert out == expected
+    assert result["base"]["text"] == result["packed"]["text"]
+    assert f"loading {tiny_path}" in err
+    assert "packing: 100%" in err
+    assert "comparing with the float model on 2 x 96 tokens" in err
+
+
+def test_run_goes_on_when_packed_weights_cannot_be_kept(
+    tiny_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert run(Options(model=tiny_path, formats=F32, tokens=2, prompt="Hi"))["packed_from_cache"] is False
+    assert "the packed weights could not be kept: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"formats": Formats("iq2_xxs", "q3_k", "f32")}, "demo: format 'q3_k' cannot be packed; formats: "),
+        ({"tokens": 0}, "demo: 0 tokens, expected at least 1"),
+        ({"seed": -1}, "demo: the seed is -1, expected 0 or more"),
+        ({"prompt": ""}, "demo: the prompt is empty, expected text"),
+    ],
+)
+def test_run_checks_its_options_first(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError) as error:  # noqa: PT011
+        run(Options(model=Path("nowhere.gguf"), **values))
+    assert str(error.value).startswith(message)
+
+
+def test_run_names_an_unsuitable_feed_forward_length(tmp_path: Path, cache: Path) -> None:
+    path = write_tiny_llama(tmp_path / "m.gguf", inter=300)
+    with pytest.raises(ValueError, match=r"^demo: the feed-forward length is 300, expected a multiple of 256$"):
+        run(Options(model=path, quiet=True))
+
+
+# ---- the real model
+
+
+@pytest.mark.skipif(
+    not (cache_folder() / SMOLLM2.file_name).is_file(),
+    reason=f"{SMOLLM2.file_name} is not in {cache_folder()}: run `lutkern demo` once",
+)
+def test_smollm2_knows_what_it_should() -> None:
+    model, dense, tokenizer = open_model(cache_folder() / SMOLLM2.file_name)
+    passage = (
+        "The sun rises in the east and sets in the west. Water freezes at zero degrees Celsius and boils at one "
+        "hundred degrees Celsius. There are seven days in a week and twelve months in a year."
+    )
+    tokens = tokenizer.encode(passage)
+    log_p = log_softmax(model.logits(tokens, dense)[:-1])
+    assert np.exp(-log_p[np.arange(len(tokens) - 1), tokens[1:]].mean()) < 8
+    prompt = tokenizer.encode(tokenizer.chat("What is the capital of France?"))
+    made = list(generate(model, dense, prompt, tokens=16, stop=tokenizer.stop_tokens, sampling=Sampling(penalty=0)))
+    assert tokenizer.decode(made) == "The capital of France is Paris."

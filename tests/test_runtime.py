@@ -83,6 +83,14 @@ def test_a_wrong_environment_is_an_error_of_the_first_operation(variable, value,
     assert text in result.stderr
 
 
+def test_the_program_can_overrule_a_wrong_environment():
+    wrong = {"LUTKERN_ISA": "sse9", "LUTKERN_NUM_THREADS": "many"}
+    chosen = OPERATION.replace("import lutkern, numpy as np;", "import lutkern; lutkern.use_isa('scalar');")
+    assert "LUTKERN_NUM_THREADS: got 'many'" in run_python(chosen, **wrong).stderr
+    chosen = chosen.replace("use_isa('scalar');", "use_isa('scalar'); lutkern.set_num_threads(1);")
+    assert run_python(chosen, **wrong).returncode == 0
+
+
 def test_environment_chooses_the_threads():
     assert run_python("import lutkern; print(lutkern.num_threads())", LUTKERN_NUM_THREADS="3").stdout.strip() == "3"
 

@@ -9,13 +9,11 @@
 namespace lutkern {
 namespace {
 
-bool has_avx2() {
 #if defined(LUTKERN_HAVE_AVX2)
+bool has_avx2() {
   return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
-#else
-  return false;
-#endif
 }
+#endif
 
 bool always() { return true; }
 

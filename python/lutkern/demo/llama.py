@@ -154,7 +154,8 @@ class Llama:
                 raise ValueError(f"demo: the model has no tensor '{name}'")
             value = np.ascontiguousarray(weights.array(name), dtype=np.float32)
             if value.ndim != len(shape) or any(n not in (m, -1) for m, n in zip(value.shape, shape, strict=True)):
-                raise ValueError(f"demo: '{name}' has shape {value.shape}, expected {shape}")
+                expected = ", ".join("any" if n == -1 else str(n) for n in shape)
+                raise ValueError(f"demo: '{name}' has shape {value.shape}, expected ({expected})")
             return value
 
         self.embedding = take("token_embd.weight", -1, c.hidden)

@@ -208,7 +208,7 @@ def table(result: dict[str, Any]) -> str:
     base, packed = result["base"], result["packed"]
 
     def megabytes(n_bytes: int) -> str:
-        return f"{n_bytes / 1e6:.1f} MB" if n_bytes >= 1e5 else f"{n_bytes / 1e3:.1f} kB"
+        return f"{n_bytes / 1e6:.1f} MB" if n_bytes >= 1e6 else f"{n_bytes / 1e3:.1f} kB"
 
     def speed(answer: dict[str, Any]) -> str:
         value = answer["tokens_per_second"]

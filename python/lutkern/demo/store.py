@@ -73,7 +73,8 @@ def load(path: Path, key: str, formats: Formats, config: Config) -> PackedFfn | 
     experts = expert_count(config.inter)
     wide, tall = (experts, EXPERT_NEURONS, config.hidden), (experts, config.hidden, EXPERT_NEURONS)
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        # NumPy leaves a file open when its end is damaged; this one is closed here in any case.
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
             if str(arrays["key"]) != key:
                 return None
             return PackedFfn(
