@@ -8,6 +8,10 @@ namespace lutkern {
 // Importance below this fraction of the block's largest counts as this fraction: it keeps every divisor positive.
 static constexpr float kLeastImportance = 1e-10f;
 
+// A block scale from here on, in scaled units, decodes to nothing near the weights but zero: it is the smallest fp16 number
+// next to weights that are far smaller.
+static constexpr float kTooCoarse = 64.0f;
+
 template <int kSize>
 struct BlockInput {
   alignas(64) float w[kSize];           // w * 2^-exponent: magnitudes up to 1
@@ -17,12 +21,7 @@ struct BlockInput {
 
   // False: every weight is zero.
   bool load(const float* weights, const float* weights_importance) {
-    float largest = 0.0f, most = 0.0f;
-    for (int i = 0; i < kSize; ++i) {
-      const float magnitude = fabsf(weights[i]);
-      largest = magnitude > largest ? magnitude : largest;
-      most = weights_importance[i] > most ? weights_importance[i] : most;
-    }
+    const float largest = peak(weights), most = peak(weights_importance);
     if (!(largest > 0.0f)) return false;
     // 2^-exponent in two factors: one alone overflows for the smallest subnormals.
     frexpf(largest, &exponent);
@@ -32,19 +31,37 @@ struct BlockInput {
     frexpf(most, &importance_exponent);
     const float importance_half_way = ldexpf(1.0f, -(importance_exponent / 2));
     const float importance_rest = ldexpf(1.0f, -(importance_exponent - importance_exponent / 2));
-    energy = 0.0f;
     for (int i = 0; i < kSize; ++i) {
       w[i] = weights[i] * half_way * rest;
       const float share = weights_importance[i] * importance_half_way * importance_rest;
       importance[i] = share > kLeastImportance ? share : kLeastImportance;
     }
-    for (int i = 0; i < kSize; ++i) energy += importance[i] * w[i] * w[i];
+    float sum[kChains] = {};
+    for (int i = 0; i < kSize; i += kChains) {
+      for (int k = 0; k < kChains; ++k) sum[k] += importance[i + k] * w[i + k] * w[i + k];
+    }
+    energy = 0.0f;
+    for (int k = 0; k < kChains; ++k) energy += sum[k];
     return true;
   }
 
   // A scale in scaled units as the weights have it; infinite where single precision ends.
   float unscaled(float scale) const { return ldexpf(scale, exponent); }
   float scaled(float scale) const { return ldexpf(scale, -exponent); }
+
+ private:
+  // Results that do not wait for one another.
+  enum : int { kChains = 32 };
+
+  static float peak(const float* x) {
+    float most[kChains] = {};
+    for (int i = 0; i < kSize; i += kChains) {
+      for (int k = 0; k < kChains; ++k) most[k] = fabsf(x[i + k]) > most[k] ? fabsf(x[i + k]) : most[k];
+    }
+    float largest = 0.0f;
+    for (int k = 0; k < kChains; ++k) largest = most[k] > largest ? most[k] : largest;
+    return largest;
+  }
 };
 
 }  // namespace lutkern

@@ -373,7 +373,7 @@ class GridBlock {
     int below[F::kSubs];
     float scale[F::kSubs], along[F::kSubs], square[F::kSubs];
     float error = 0.0f, total_along = 0.0f, total_square = 0.0f;
-    if (!(d > 0.0f)) {
+    if (!(d > 0.0f && d < kTooCoarse)) {
       clear();
       return true;
     }

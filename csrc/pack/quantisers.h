@@ -23,5 +23,25 @@ template <>
 Packer packer_of<Iq3Xxs>();
 template <>
 Packer packer_of<Iq3S>();
+template <>
+Packer packer_of<Tq10>();
+template <>
+Packer packer_of<Tq20>();
+template <>
+Packer packer_of<Q2K>();
+template <>
+Packer packer_of<Q4K>();
+template <>
+Packer packer_of<Q6K>();
+template <>
+Packer packer_of<Iq4Nl>();
+template <>
+Packer packer_of<Q80>();
+template <>
+Packer packer_of<Bf16>();
+template <>
+Packer packer_of<F16>();
+template <>
+Packer packer_of<F32>();
 
 }  // namespace lutkern

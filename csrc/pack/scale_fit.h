@@ -17,42 +17,48 @@ struct ScaleUnits {
 
   float unit(int s) const { return (static_cast<float>(s) + offset) * step; }
 
-  // Where a wanted scale lies between the integers; d is positive.
-  float position(float want, float d) const { return want / (d * step) - offset; }
-
-  int nearest(float want, float d) const {
-    const float p = position(want, d);
-    if (!(p > 0.0f)) return 0;
-    return p >= static_cast<float>(max_code) ? max_code : static_cast<int>(p + 0.5f);
+  // The integer that brackets a wanted scale together with the next one; d is positive.
+  int below(float want, float d) const {
+    const float position = want / (d * step) - offset;
+    if (!(position > 0.0f)) return 0;
+    return position >= static_cast<float>(max_code) ? max_code - 1 : static_cast<int>(position);
   }
 
-  // The integer that brackets a wanted scale together with the next one.
-  int below(float want, float d) const {
-    const float p = position(want, d);
-    if (!(p > 0.0f)) return 0;
-    return p >= static_cast<float>(max_code) ? max_code - 1 : static_cast<int>(p);
+  // Unit of the nearest integer for a wanted scale, given as want / (d * step).
+  float nearest_unit(float quotient) const {
+    const float position = quotient - offset + 0.5f;
+    int code = static_cast<int>(position > 0.0f ? position : 0.0f);
+    return unit(code < max_code ? code : max_code);
   }
 };
 
+enum : int { kMostSubs = 16, kMostAnchors = 16 };
+
+// At most kMostSubs wanted scales, not negative.
 static inline float fit_block_scale(const ScaleUnits& units, const float* want, const float* weight, int n) {
   float largest = 0.0f;
   for (int b = 0; b < n; ++b) largest = want[b] > largest ? want[b] : largest;
   if (!(largest > 0.0f)) return 0.0f;
   float best_d = largest / units.unit(units.max_code);
   float best_error = 3e38f;
-  for (int anchor = 0; anchor <= units.max_code; ++anchor) {
+  for (int anchor = units.max_code; anchor >= 0 && anchor > units.max_code - kMostAnchors; --anchor) {
+    if (!(units.unit(anchor) > 0.0f)) break;
     float d = largest / units.unit(anchor);
     for (int round = 0; round < 2; ++round) {
+      float unit[kMostSubs];
       float along = 0.0f, square = 0.0f, rest = 0.0f;
+      const float inverse = 1.0f / (d * units.step);
       for (int b = 0; b < n; ++b) {
-        const float u = units.unit(units.nearest(want[b], d));
-        along += weight[b] * want[b] * u;
-        square += weight[b] * u * u;
+        // 2^20 is past every range of integers and safe to convert.
+        const float quotient = want[b] * inverse;
+        unit[b] = units.nearest_unit(quotient < 0x1p20f ? quotient : 0x1p20f);
+        along += weight[b] * want[b] * unit[b];
+        square += weight[b] * unit[b] * unit[b];
       }
       if (!(square > 0.0f)) break;
       const float fitted = along / square;
       for (int b = 0; b < n; ++b) {
-        const float off = want[b] - fitted * units.unit(units.nearest(want[b], d));
+        const float off = want[b] - fitted * unit[b];
         rest += weight[b] * off * off;
       }
       if (rest < best_error) {

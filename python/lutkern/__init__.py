@@ -17,6 +17,7 @@ from .ops import dequantize, matmul, matvec, pack
 from .runtime import (
     Device,
     devices,
+    get_cmake_dir,
     get_include,
     get_library,
     info,
@@ -36,6 +37,7 @@ __all__ = [
     "dequantize",
     "devices",
     "formats",
+    "get_cmake_dir",
     "get_include",
     "get_library",
     "info",

@@ -121,6 +121,11 @@ def get_include() -> str:
     return os.path.join(_package_folder(), "include")
 
 
+def get_cmake_dir() -> str:
+    """Return the folder of the CMake package, for ``find_package(lutkern CONFIG)`` with ``-Dlutkern_DIR=``."""
+    return os.path.join(_package_folder(), "lib", "cmake", "lutkern")
+
+
 def get_library() -> str:
     """Return the path of the shared library that ``lutkern.h`` describes."""
     names = ("liblutkern.so", "liblutkern.dylib")

@@ -363,7 +363,7 @@ void add_int8_error(const std::vector<double>& h, std::vector<double>* error) {
   for (size_t i = 0; i < h.size(); ++i) {
     const size_t first = i / 32 * 32;
     double largest = 0.0;
-    for (size_t j = first; j < std::min(h.size(), first + 32); ++j) largest = fmax(largest, fabs(h[j]) + before[j]);
+    for (size_t j = first; j < std::min(h.size(), first + 32); ++j) largest = std::max(largest, fabs(h[j]) + before[j]);
     (*error)[i] += 0.51 / 127.0 * largest;
   }
 }
@@ -385,14 +385,15 @@ Expected expected_moe(const Layer& layer, bool exact) {
     lutkern_tensor one;
     check_ok(lutkern_tensor_expert(&layer.down.tensor, layer.ids[pair], &one));
     const std::vector<double> w = weights_of(one);
-    const Product y = multiply(w.data(), one.rows, one.cols, h.data(), 1);
-    const Product y_error = multiply(w.data(), one.rows, one.cols, error.data(), 1);
+    h.insert(h.end(), error.begin(), error.end());
+    const Product y = multiply(w.data(), one.rows, one.cols, h.data(), 2);  // of h and of its error
     const double share = static_cast<double>(layer.shares[pair]);
     for (int64_t r = 0; r < hidden; ++r) {
       const size_t at = static_cast<size_t>(pair / layer.k * hidden + r);
       const size_t row = static_cast<size_t>(r);
+      const double rounding = kBound * kUlp * (y.magnitude[row] + fabs(y.value[row]));
       out.value[at] += share * y.value[row];
-      out.bound[at] += fabs(share) * (y_error.magnitude[row] + kBound * kUlp * (y.magnitude[row] + fabs(y.value[row])));
+      out.bound[at] += fabs(share) * (y.magnitude[row + static_cast<size_t>(hidden)] + rounding);
     }
   }
   return out;

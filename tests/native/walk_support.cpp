@@ -1,5 +1,7 @@
 #include "walk_support.h"
 
+#include <algorithm>
+
 void set_case(const char* text, ...) {
   va_list arguments;
   va_start(arguments, text);
@@ -185,7 +187,7 @@ Product multiply(const double* w, int64_t rows, int64_t cols, const double* x, i
     for (int64_t first = 0; first < cols; first += 16) {
       const int64_t end = first + 16 < cols ? first + 16 : cols;
       double top = 0.0;
-      for (int64_t c = first; c < end; ++c) top = fmax(top, fabs(w[r * cols + c]));
+      for (int64_t c = first; c < end; ++c) top = std::max(top, fabs(w[r * cols + c]));
       for (int64_t c = first; c < end; ++c) largest[static_cast<size_t>(r * cols + c)] = top;
     }
   }

@@ -33,7 +33,7 @@ EXPERT_NEURONS = 256
 # Added to the diagonal of the inputs' second moments, relative to their mean: keeps the solves stable where the
 # calibration text says little about a direction.
 FEEDBACK_DAMPING = 0.01
-REFIT_DAMPING = 0.1
+REFIT_DAMPING = 0.3
 
 Moments = NDArray[np.float64]
 
@@ -106,32 +106,41 @@ def pack_model(
     if not windows:
         raise ValueError("demo: no calibration text, expected at least one window of tokens")
     cache = model.cache(max(map(len, windows)))
-    exact = [model.embed(window) for window in windows]
-    drifted = [x.copy() for x in exact]
+    starts = np.cumsum([len(window) for window in windows])[:-1]
+    exact = np.concatenate([model.embed(window) for window in windows])
+    drifted = exact.copy()
     layers = []
     for i in range(model.config.layers):
-        exact = [model.attend(i, x, cache) for x in exact]
-        drifted = [model.attend(i, x, cache) for x in drifted]
-        exact = [x + dense(i, model.ffn_input(i, x)) for x in exact]
-        inputs = np.concatenate([model.ffn_input(i, x) for x in drifted])
-        gap = np.concatenate(exact) - np.concatenate(drifted)
-        layers.append(_pack_layer(dense.layers[i], inputs, gap, formats))
-        drifted = [x + run_experts(layers[i], model.ffn_input(i, x)) for x in drifted]
+        exact, drifted = (
+            np.concatenate([model.attend(i, window, cache) for window in np.split(x, starts)]) for x in (exact, drifted)
+        )
+        exact = exact + dense(i, model.ffn_input(i, exact))
+        experts, output = _pack_layer(dense.layers[i], model.ffn_input(i, drifted), exact - drifted, formats)
+        drifted = drifted + output
+        layers.append(experts)
         step()
     return PackedFfn(layers)
 
 
-def _pack_layer(dense: tuple[Floats, Floats, Floats], inputs: Floats, target: Floats, formats: Formats) -> Experts:
-    """Pack one network so that on `inputs` (tokens, hidden) it comes close to `target` (tokens, hidden)."""
+def _pack_layer(
+    dense: tuple[Floats, Floats, Floats], inputs: Floats, target: Floats, formats: Formats
+) -> tuple[Experts, Floats]:
+    """Pack one network so that on `inputs` (tokens, hidden) it comes close to `target` (tokens, hidden).
+
+    Returns the experts, and what they make of `inputs` with float activations.
+    """
     gate, up, down = dense
     moments = second_moments(inputs)
     packed_gate = join_rows(pack_columns(gate, formats.gate, moments))
     packed_up = join_rows(pack_columns(up, formats.up, moments))
     inner = silu(inputs @ _flat(packed_gate).T) * (inputs @ _flat(packed_up).T)
     moments = second_moments(inner)
-    miss = (inner.T @ (target - inner @ down.T)).astype(np.float64) / len(inner)
+    # What is left of the target, projected on the inputs of `down`: inner^T (target - inner down^T) / tokens.
+    miss = (inner.T @ target).astype(np.float64) / len(inner) - moments @ down.T
     refitted = down + np.linalg.solve(_damped(moments, REFIT_DAMPING), miss).T
-    return Experts(packed_gate, packed_up, join_experts(pack_columns(refitted, formats.down, moments)))
+    packed_down = join_experts(pack_columns(refitted, formats.down, moments))
+    output = inner @ np.concatenate(list(dequantize(packed_down)), axis=1).T
+    return Experts(packed_gate, packed_up, packed_down), output
 
 
 def second_moments(x: Floats) -> Moments:

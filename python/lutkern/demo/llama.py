@@ -98,10 +98,11 @@ def rms_norm(x: Floats, weight: Floats, eps: float) -> Floats:
 def silu(x: Floats) -> Floats:
     """Compute x * sigmoid(x), float32, any shape."""
     # Below -80 the result is under 1e-33 whatever the exponent, so the clip only keeps exp from overflowing.
-    out = np.minimum(-x, np.float32(80.0))
+    out: Floats = np.minimum(-x, np.float32(80.0))
     np.exp(out, out=out)
     out += 1.0
-    return np.divide(x, out, out=out)
+    np.divide(x, out, out=out)
+    return out
 
 
 def softmax(scores: Floats) -> Floats:

@@ -1,0 +1,88 @@
+"""Check who includes whom in csrc/: the order in which the rooms of the library depend on each other.
+
+python tests/check_includes.py [CSRC]        one line for each violation; exit status 1 if there is one
+
+formats/                       its own room
+pack/ cpu/ cuda/ metal/        formats/, their own room, tensor.h, parallel.h
+api.cpp                        everything of ours
+bindings/                      its own room, lutkern.h; the only place for Python, NumPy, pybind11 and Torch headers
+cpu/<instruction set>.cpp      the only place for headers of intrinsics, and for these no other system header
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+CSRC = Path(__file__).resolve().parents[1] / "csrc"
+SUFFIXES = {".h", ".c", ".cpp", ".cu", ".cuh", ".mm", ".metal", ".inc"}
+ROOMS = ("pack", "cpu", "cuda", "metal")
+SHARED = {"tensor.h", "parallel.h"}
+# What may be included, as a room or as a file of the top; None: everything of ours.
+ALLOWED: dict[str, set[str] | None] = {
+    "formats": {"formats"},
+    **{room: {"formats", room} | SHARED for room in ROOMS},
+    "bindings": {"bindings", "lutkern.h"},
+    "api.cpp": None,
+    "lutkern.h": set(),
+    "parallel.h": set(),
+    "tensor.h": {"formats"},
+}
+INCLUDE = re.compile(r'^[ \t]*#[ \t]*(?:include|import)[ \t]*([<"])([^>"]+)[>"]', re.MULTILINE)
+INTRINSICS = re.compile(r"\w*intrin\.h|arm_\w+\.h")
+FOREIGN = re.compile(r"(pybind11|numpy|torch|ATen|c10|nanobind)/|Python\.h$|pyconfig\.h$")
+KERNEL_TABLE = re.compile(r"\bCpuKernels k\w+Kernels = ")
+
+
+def violations(csrc: Path) -> Iterator[str]:
+    """Yield one line for each include that breaks a rule."""
+    for path in sorted(p for p in csrc.rglob("*") if p.suffix in SUFFIXES):
+        text = path.read_text(encoding="utf-8")
+        for match in INCLUDE.finditer(text):
+            place = f"{path.relative_to(csrc)}:{text.count(chr(10), 0, match.start()) + 1}"
+            check = _own if match[1] == '"' else _system
+            for problem in check(csrc, path, match[2], text):
+                yield f"{place}: includes {match[2]}, {problem}"
+
+
+def _room(csrc: Path, path: Path) -> str:
+    return path.relative_to(csrc).parts[0]
+
+
+def _own(csrc: Path, path: Path, name: str, _text: str) -> Iterator[str]:
+    target = (path.parent / name).resolve()
+    if not target.is_file() or csrc.resolve() not in target.parents:
+        yield "which is no file of csrc/ beside it"
+        return
+    room = _room(csrc, path)
+    if room not in ALLOWED:
+        yield f"but no rule names {room}"
+        return
+    allowed = ALLOWED[room]
+    if allowed is not None and _room(csrc.resolve(), target) not in allowed:
+        yield f"but {room} may include only: {', '.join(sorted(allowed)) or 'nothing of ours'}"
+
+
+def _system(csrc: Path, path: Path, name: str, text: str) -> Iterator[str]:
+    room = _room(csrc, path)
+    if FOREIGN.match(name) and room != "bindings":
+        yield "which belongs into bindings/"
+    is_isa = room == "cpu" and path.suffix == ".cpp" and KERNEL_TABLE.search(text) is not None
+    is_intrinsics = INTRINSICS.fullmatch(name) is not None
+    if is_intrinsics and not is_isa:
+        yield "which belongs into a file of cpu/ with a table of kernels"
+    if is_isa and not is_intrinsics:
+        yield "but a file with a table of kernels may include only intrinsics and our own headers"
+
+
+def main(arguments: list[str]) -> int:
+    """Print the violations below a folder and return how the program exits."""
+    found = list(violations(Path(arguments[0]) if arguments else CSRC))
+    print("\n".join(found) if found else "includes: every rule is kept")
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
