@@ -6,10 +6,10 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from rivals import Ggml
-from shapes import BYTES_TO_ROTATE, SHAPES
 
 import lutkern
+from rivals import Ggml
+from shapes import BYTES_TO_ROTATE, SHAPES
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -1,6 +1,6 @@
 """matvec and matmul beside ggml, in one run: pytest bench --benchmark-group-by=group
 
-Every row says what it is in extra_info: format, tokens, threads, kernel, G weights/s of the median, GB/s of packed bytes,
+Each row says in extra_info: format, tokens, threads, kernel, G weights/s of the median, GB/s of packed bytes,
 and the relative error against the dequantised weights in float32.
 """
 
@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-from rivals import Ggml, GgmlProducts, rotating
-from shapes import FAST_FORMATS
 
 import lutkern
+from rivals import Ggml, GgmlProducts, rotating
+from shapes import FAST_FORMATS
 
 TOKENS = (1, 4, 16, 64)
 

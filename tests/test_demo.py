@@ -327,7 +327,7 @@ def test_packing_to_floats_changes_nothing(tiny: Tiny, text: Text) -> None:
     packed = pack_model(model, dense, text.calibration, F32)
     quality = compare(model, dense, packed, text.evaluation)
     assert quality.top1 == 1.0
-    assert quality.kl < 1e-9
+    assert abs(quality.kl) < 1e-8  # rounding of float32 log probabilities
     assert packed.nbytes == 4 * 3 * LAYERS * INTER * HIDDEN
 
 

@@ -78,7 +78,7 @@ def _tensors(n_tokens: int, inter: int, tied: bool) -> dict[str, np.ndarray[Any,
         return random.uniform(0.5, 1.5, HIDDEN).astype(np.float32)
 
     tensors: dict[str, np.ndarray[Any, np.dtype[np.float32]]]
-    tensors = {"token_embd.weight": weight(n_tokens, HIDDEN) * 4, "output_norm.weight": norm()}
+    tensors = {"token_embd.weight": weight(n_tokens, HIDDEN), "output_norm.weight": norm()}
     if not tied:
         tensors["output.weight"] = weight(n_tokens, HIDDEN)
     for i in range(LAYERS):

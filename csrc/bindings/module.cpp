@@ -89,20 +89,10 @@ void dequantize(const Tensor& t, Floats& out) {
   check(status);
 }
 
-void matvec(const Tensor& t, const py::buffer& x, int32_t dtype, Floats& out, bool exact) {
-  const py::buffer_info info = x.request();
-  const lutkern_matrix m = matrix_of(info, dtype);
-  const lutkern_options options = options_of(exact, 0);
-  float* data = writable(out);
-  lutkern_status status = LUTKERN_OK;
-  {
-    py::gil_scoped_release unlocked;
-    status = lutkern_matvec(&t.view(), &m, data, &options);
-  }
-  check(status);
-}
+using Product = lutkern_status (*)(const lutkern_tensor*, const lutkern_matrix*, float*, const lutkern_options*);
 
-void matmul(const Tensor& t, const py::buffer& x, int32_t dtype, Floats& out, bool exact) {
+template <Product kProduct>
+void multiply(const Tensor& t, const py::buffer& x, int32_t dtype, Floats& out, bool exact) {
   const py::buffer_info info = x.request();
   const lutkern_matrix m = matrix_of(info, dtype);
   const lutkern_options options = options_of(exact, 0);
@@ -110,7 +100,7 @@ void matmul(const Tensor& t, const py::buffer& x, int32_t dtype, Floats& out, bo
   lutkern_status status = LUTKERN_OK;
   {
     py::gil_scoped_release unlocked;
-    status = lutkern_matmul(&t.view(), &m, data, &options);
+    status = kProduct(&t.view(), &m, data, &options);
   }
   check(status);
 }
@@ -239,8 +229,8 @@ PYBIND11_MODULE(_core, m) {
       .def("expert", &Tensor::expert)
       .def_property_readonly("address", [](const Tensor& t) { return reinterpret_cast<uintptr_t>(t.view().data); });
   m.def("dequantize", &dequantize, py::arg(), py::arg().noconvert());
-  m.def("matvec", &matvec, py::arg(), py::arg(), py::arg(), py::arg().noconvert(), py::arg());
-  m.def("matmul", &matmul, py::arg(), py::arg(), py::arg(), py::arg().noconvert(), py::arg());
+  m.def("matvec", &multiply<lutkern_matvec>, py::arg(), py::arg(), py::arg(), py::arg().noconvert(), py::arg());
+  m.def("matmul", &multiply<lutkern_matmul>, py::arg(), py::arg(), py::arg(), py::arg().noconvert(), py::arg());
   m.def("moe", &moe, py::arg(), py::arg(), py::arg(), py::arg(), py::arg().none(true), py::arg(), py::arg(), py::arg(),
         py::arg(), py::arg().noconvert());
   m.def("pack", &pack, py::arg(), py::arg(), py::arg(), py::arg(), py::arg(), py::arg().noconvert(), py::arg());

@@ -334,6 +334,62 @@ static void gemv_codebook(const Rows& rows, const Activations& x, float* out) {
   }
 }
 
+// ---- codebook formats to plain integers ----
+
+template <class Block>
+static inline __m256i codes32(const Block& b, const Fields& f, int g) {
+  return _mm256_sign_epi8(rows32(b, f, g), signs_of_bits(f.sign[g]));
+}
+
+// There is no byte shift: what a 16-bit shift carries across the byte border is cleared.
+static inline __m256i eight_times(__m256i row_i8x32) {
+  return _mm256_and_si256(_mm256_slli_epi16(row_i8x32, 3), _mm256_set1_epi8(static_cast<char>(0xf8)));
+}
+
+static inline __m256i codes32(const Iq1S& b, const Fields& f, int g) {
+  return _mm256_add_epi8(eight_times(rows32(b, f, g)), _mm256_set1_epi8((b.word[g][1] & 0x80) ? -1 : 1));
+}
+
+static inline __m256i codes32(const Iq1M& b, const Fields& f, int g) {
+  const uint64_t shift[2] = {0x0101010101010101, ~uint64_t{0}};
+  const uint8_t* high = b.high + 2 * g;
+  const __m256i shifts =
+      rows_of_8(shift[high[0] >> 3 & 1], shift[high[0] >> 7], shift[high[1] >> 3 & 1], shift[high[1] >> 7]);
+  return _mm256_add_epi8(eight_times(rows32(b, f, g)), shifts);
+}
+
+// In units of the codes of codes32
+template <class Block>
+static inline float code_factor(const Block& b) {
+  return block_factor(b);
+}
+static inline float code_factor(const Iq1S& b) { return block_factor(b) * 0.125f; }
+static inline float code_factor(const Iq1M& b) { return block_factor(b) * 0.125f; }
+
+// A format is a codebook format where fields_of takes it.
+template <class Block, class Result = void>
+struct OwnUnpack {
+  static constexpr bool kExists = false;
+};
+
+template <class Block>
+struct OwnUnpack<Block, decltype(fields_of(*static_cast<const Block*>(nullptr), *static_cast<Fields*>(nullptr)))> {
+  static constexpr bool kExists = true;
+
+  static inline void run(const Block& b, int8_t* q, float* scale, float*) {
+    Fields f;
+    fields_of(b, f);
+    for (int g = 0; g < 8; ++g) _mm256_storeu_si256(reinterpret_cast<__m256i*>(q + 32 * g), codes32(b, f, g));
+    const __m128i even = low_lane(f.scale_i16x16);
+    const __m128i odd = high_lane(f.scale_i16x16);
+    const __m256 factor = _mm256_set1_ps(code_factor(b));
+    const __m256i first = _mm256_cvtepi16_epi32(_mm_unpacklo_epi16(even, odd));
+    const __m256i second = _mm256_cvtepi16_epi32(_mm_unpackhi_epi16(even, odd));
+    _mm256_storeu_ps(scale, _mm256_mul_ps(_mm256_cvtepi32_ps(first), factor));
+    _mm256_storeu_ps(scale + 8, _mm256_mul_ps(_mm256_cvtepi32_ps(second), factor));
+  }
+};
+
 // ---- the loops written once ----
 
 #include "unpack.inl.h"
@@ -457,77 +513,6 @@ static inline void round_group(const float* x, float inverse, int8_t* q) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(q), _mm256_permutevar8x32_epi32(packed, order));
 }
 
-// The codebook formats unpack by their 32 columns; a template of the same name serves the rest.
-static inline void store_scales(const Fields& f, float factor, float* scale) {
-  const __m128i even = low_lane(f.scale_i16x16);
-  const __m128i odd = high_lane(f.scale_i16x16);
-  const __m256i first = _mm256_cvtepi16_epi32(_mm_unpacklo_epi16(even, odd));
-  const __m256i second = _mm256_cvtepi16_epi32(_mm_unpackhi_epi16(even, odd));
-  _mm256_storeu_ps(scale, _mm256_mul_ps(_mm256_cvtepi32_ps(first), _mm256_set1_ps(factor)));
-  _mm256_storeu_ps(scale + 8, _mm256_mul_ps(_mm256_cvtepi32_ps(second), _mm256_set1_ps(factor)));
-}
-
-template <class Block>
-static inline void unpack_codebook(const Block& b, int8_t* q, float* scale) {
-  Fields f;
-  fields_of(b, f);
-  for (int g = 0; g < 8; ++g) {
-    const __m256i codes = _mm256_sign_epi8(rows32(b, f, g), signs_of_bits(f.sign[g]));
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(q + 32 * g), codes);
-  }
-  store_scales(f, block_factor(b), scale);
-}
-
-// Shifts of 32 weights, bytes of 1 or -1
-static inline __m256i shifts32(const Iq1S& b, int g) { return _mm256_set1_epi8((b.word[g][1] & 0x80) ? -1 : 1); }
-static inline __m256i shifts32(const Iq1M& b, int g) {
-  const uint64_t shift[2] = {0x0101010101010101, ~uint64_t{0}};
-  const uint8_t* high = b.high + 2 * g;
-  return rows_of_8(shift[high[0] >> 3 & 1], shift[high[0] >> 7], shift[high[1] >> 3 & 1], shift[high[1] >> 7]);
-}
-
-template <class Block>
-static inline void unpack_ternary(const Block& b, int8_t* q, float* scale) {
-  Fields f;
-  fields_of(b, f);
-  for (int g = 0; g < 8; ++g) {
-    // There is no byte shift: what a 16-bit shift carries across the byte border is cleared.
-    const __m256i clear = _mm256_set1_epi8(static_cast<char>(0xf8));
-    const __m256i eighths = _mm256_and_si256(_mm256_slli_epi16(rows32(b, f, g), 3), clear);
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(q + 32 * g), _mm256_add_epi8(eighths, shifts32(b, g)));
-  }
-  store_scales(f, block_factor(b) * 0.125f, scale);
-}
-
-template <>
-inline void unpack_block(const Iq1S& b, int8_t* q, float* scale, float*) {
-  unpack_ternary(b, q, scale);
-}
-template <>
-inline void unpack_block(const Iq1M& b, int8_t* q, float* scale, float*) {
-  unpack_ternary(b, q, scale);
-}
-template <>
-inline void unpack_block(const Iq2Xxs& b, int8_t* q, float* scale, float*) {
-  unpack_codebook(b, q, scale);
-}
-template <>
-inline void unpack_block(const Iq2Xs& b, int8_t* q, float* scale, float*) {
-  unpack_codebook(b, q, scale);
-}
-template <>
-inline void unpack_block(const Iq2S& b, int8_t* q, float* scale, float*) {
-  unpack_codebook(b, q, scale);
-}
-template <>
-inline void unpack_block(const Iq3Xxs& b, int8_t* q, float* scale, float*) {
-  unpack_codebook(b, q, scale);
-}
-template <>
-inline void unpack_block(const Iq3S& b, int8_t* q, float* scale, float*) {
-  unpack_codebook(b, q, scale);
-}
-
 #include "gemv.inl.h"
 
 #include "gemm.inl.h"
@@ -535,37 +520,14 @@ inline void unpack_block(const Iq3S& b, int8_t* q, float* scale, float*) {
 #include "quantize.inl.h"
 
 // A codebook format takes its own matrix-vector kernel, every other one the loop written once.
-template <class Block>
+template <class Block, bool kOwn = OwnUnpack<Block>::kExists>
 struct Gemv {
   static constexpr GemvFn kFn = IntegerKernels<Block>::kGemv;
 };
-template <>
-struct Gemv<Iq1S> {
-  static constexpr GemvFn kFn = gemv_codebook<Iq1S>;
-};
-template <>
-struct Gemv<Iq1M> {
-  static constexpr GemvFn kFn = gemv_codebook<Iq1M>;
-};
-template <>
-struct Gemv<Iq2Xxs> {
-  static constexpr GemvFn kFn = gemv_codebook<Iq2Xxs>;
-};
-template <>
-struct Gemv<Iq2Xs> {
-  static constexpr GemvFn kFn = gemv_codebook<Iq2Xs>;
-};
-template <>
-struct Gemv<Iq2S> {
-  static constexpr GemvFn kFn = gemv_codebook<Iq2S>;
-};
-template <>
-struct Gemv<Iq3Xxs> {
-  static constexpr GemvFn kFn = gemv_codebook<Iq3Xxs>;
-};
-template <>
-struct Gemv<Iq3S> {
-  static constexpr GemvFn kFn = gemv_codebook<Iq3S>;
+
+template <class Block>
+struct Gemv<Block, true> {
+  static constexpr GemvFn kFn = gemv_codebook<Block>;
 };
 
 }  // namespace

@@ -9,6 +9,11 @@
 namespace lutkern {
 namespace {
 
+template <class Block>
+struct OwnUnpack {
+  static constexpr bool kExists = false;
+};
+
 #include "unpack.inl.h"
 
 struct Sum {

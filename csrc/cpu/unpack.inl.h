@@ -1,4 +1,6 @@
-// Blocks to plain integers, written once. Included by each ISA file inside its anonymous namespace.
+// Blocks to plain integers, written once. Included by each ISA file inside its anonymous namespace, after
+//
+//   template <class Block> OwnUnpack      kExists: the ISA has its own way, run(block, q, scale, offset), for that format
 //
 // Every integer format is, for 16 columns at a time, weight = scale * q + offset with an int8 q; a chunk is 256 columns
 // of that, or fewer at the end of a row whose format has blocks of 32.
@@ -19,13 +21,17 @@ static inline int chunk_columns(int64_t cols, int64_t chunk) {
 
 template <class Block>
 static inline void unpack_block(const Block& block, int8_t* q, float* scale, float* offset) {
-  for (int i = 0; i < Block::kBlockSize / 8; ++i) {
-    const Codes8 codes = codes8(block, i);
-    for (int j = 0; j < 8; ++j) q[8 * i + j] = codes.v[j];
-  }
-  for (int g = 0; g < Block::kBlockSize / 16; ++g) {
-    scale[g] = scale16(block, g);
-    if (Block::kHasOffset) offset[g] = offset16(block, g);
+  if constexpr (OwnUnpack<Block>::kExists) {
+    OwnUnpack<Block>::run(block, q, scale, offset);
+  } else {
+    for (int i = 0; i < Block::kBlockSize / 8; ++i) {
+      const Codes8 codes = codes8(block, i);
+      for (int j = 0; j < 8; ++j) q[8 * i + j] = codes.v[j];
+    }
+    for (int g = 0; g < Block::kBlockSize / 16; ++g) {
+      scale[g] = scale16(block, g);
+      if (Block::kHasOffset) offset[g] = offset16(block, g);
+    }
   }
 }
 

@@ -394,7 +394,7 @@ class GridBlock {
       total_along += along[b] * unit;
       total_square += square[b] * unit * unit;
     }
-    if (error > input_.energy) {
+    if (!(error < input_.energy && total_along > 0.0f)) {
       clear();
       return true;
     }

@@ -22,7 +22,7 @@ struct Iq2 {
     kParity = kSevenSigns,
     kVariants = 1,
     kVariantPerGroup = 0,
-    kEstimates = 7,
+    kEstimates = 11,
     kTrials = 3
   };
   static constexpr float kLevel[1][3] = {{8.0f, 25.0f, 43.0f}};

@@ -83,7 +83,7 @@ def _print_json(value: Any) -> None:
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[object]], right: str = "") -> str:
     """Columns aligned to their widest cell; `right` holds an r for each column that is aligned to the right."""
-    cells = [list(header), *([str(cell) for cell in row] for row in rows)]
+    cells = [list(header), *([_printable(str(cell)) for cell in row] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     sides = right.ljust(len(widths))
     return "\n".join(
@@ -137,6 +137,11 @@ def _inspect(options: argparse.Namespace) -> int:
     return 0
 
 
+def _printable(text: str) -> str:
+    """Replace control characters, which names in a file may hold, by spaces."""
+    return "".join(c if c.isprintable() else " " for c in text)
+
+
 def _bits(entry: dict[str, Any]) -> str:
     return "-" if entry["bits_per_weight"] is None else f"{entry['bits_per_weight']:.4f}"
 
@@ -147,7 +152,7 @@ def _brief(value: Any) -> str:
         text = f"{value['length']} items: {json.dumps(value['first'], ensure_ascii=False)}"
     else:
         text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    text = "".join(c if c.isprintable() else " " for c in text)
+    text = _printable(text)
     return text if len(text) <= 80 else text[:77] + "..."
 
 

@@ -614,8 +614,8 @@ void check_threads(const std::vector<lutkern_format>& formats, size_t f, Random&
   for (const lutkern_options& options : ways_to_run()) check_same(layer.run(options), y, "moe on other threads");
 }
 
-// Several threads of the program call at once, while another changes the settings; some find the pool busy. A call has one
-// instruction set from its beginning to its end.
+// Several threads of the program call at once, while another changes the settings; some find the pool busy. A call has
+// one instruction set from its beginning to its end.
 void check_callers(Random& random) {
   set_case("threads, callers at once");
   lutkern_format f;
