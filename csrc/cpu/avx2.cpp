@@ -258,9 +258,7 @@ static inline __m256 add32(__m256i pairs_i16x16, const Fields& f, int g, const f
 }
 
 template <class Block>
-static inline __m256 dot_block(const Block& b, const int8_t* q, const float* scale, const int16_t*) {
-  Fields f;
-  fields_of(b, f);
+static inline __m256 dot_block(const Block& b, const Fields& f, const int8_t* q, const float* scale, const int16_t*) {
   __m256 sum_f32x8 = _mm256_setzero_ps();
 #pragma GCC unroll 8
   for (int g = 0; g < 8; ++g) {
@@ -284,9 +282,8 @@ static inline __m256 dot_ternary(const Block& b, const Fields& f, const int8_t* 
 }
 
 // The shifts of IQ1 meet sums of activations: one product for 8 columns instead of eight, an integer until x.scale.
-static inline __m256 dot_block(const Iq1S& b, const int8_t* q, const float* scale, const int16_t* sum) {
-  Fields f;
-  fields_of(b, f);
+static inline __m256 dot_block(const Iq1S& b, const Fields& f, const int8_t* q, const float* scale,
+                               const int16_t* sum) {
   // Bit 15 of a word: minus, for 32 columns, whose activations are four sums of 8.
   const __m128i sign = _mm_or_si128(_mm_srai_epi16(load_u8x16(b.word), 15), _mm_set1_epi16(1));
   const __m256i shift_i32x8 = _mm256_cvtepi16_epi32(_mm_sign_epi16(low_lane(f.scale_i16x16), sign));
@@ -299,9 +296,8 @@ static inline __m256 dot_block(const Iq1S& b, const int8_t* q, const float* scal
   return _mm256_fmadd_ps(shifts, _mm256_loadu_ps(scale), dot_ternary(b, f, q, scale));
 }
 
-static inline __m256 dot_block(const Iq1M& b, const int8_t* q, const float* scale, const int16_t* sum) {
-  Fields f;
-  fields_of(b, f);
+static inline __m256 dot_block(const Iq1M& b, const Fields& f, const int8_t* q, const float* scale,
+                               const int16_t* sum) {
   // Bit 3 of a nibble: minus, for 8 columns. Two of them share a scale.
   const __m256i minus = _mm256_cmpgt_epi8(high_nibbles(b), _mm256_set1_epi8(7));
   const __m128i even = low_lane(f.scale_i16x16);
@@ -321,13 +317,20 @@ static inline __m256 dot_block(const Iq1M& b, const int8_t* q, const float* scal
   return _mm256_fmadd_ps(eighths, _mm256_set1_ps(0.125f), dot_ternary(b, f, q, scale));
 }
 
+// The fields of a block are cut while the block before it is multiplied: they go through memory, and a loop that waited for them would
+// not keep the processor full.
 template <class Block>
 static void gemv_codebook(const Rows& rows, const Activations& x, float* out) {
+  const int64_t n_blocks = rows.cols / 256;
+  Fields fields[2];
   for (int64_t r = 0; r < rows.n_rows; ++r) {
     const Block* block = reinterpret_cast<const Block*>(rows.data + r * rows.row_bytes);
     __m256 acc_f32x8 = _mm256_setzero_ps();
-    for (int64_t b = 0; b < rows.cols / 256; ++b) {
-      const __m256 sum_f32x8 = dot_block(block[b], x.q + 256 * b, x.scale + 8 * b, x.sum + 32 * b);
+    fields_of(block[0], fields[0]);
+    for (int64_t b = 0; b < n_blocks; ++b) {
+      const int64_t next = b + 1 < n_blocks ? b + 1 : b;
+      fields_of(block[next], fields[(b + 1) % 2]);
+      const __m256 sum_f32x8 = dot_block(block[b], fields[b % 2], x.q + 256 * b, x.scale + 8 * b, x.sum + 32 * b);
       acc_f32x8 = _mm256_fmadd_ps(sum_f32x8, _mm256_set1_ps(block_factor(block[b])), acc_f32x8);
     }
     out[r] = sum_of_lanes(acc_f32x8);
