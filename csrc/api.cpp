@@ -54,8 +54,8 @@ lutkern_status check_isa(const char* source, const char* name) {
   return fail(LUTKERN_ERROR_VALUE, "%s: unknown ISA '%.32s', expected one of: %s", source, name, names);
 }
 
-// Environment variables are read once, at the first operation. A wrong one is an error of every operation until the program chooses
-// by use_isa or set_num_threads.
+// Environment variables are read once, at the first operation. A wrong one is an error of every operation until the
+// program chooses by use_isa or set_num_threads.
 struct Environment {
   char isa_error[sizeof(g_error)] = "";
   char threads_error[sizeof(g_error)] = "";

@@ -8,9 +8,16 @@ from typing import Any
 import gguf
 import numpy as np
 
+import lutkern
+from lutkern.demo.llama import DenseFfn, Llama
+from lutkern.demo.tokenizer import Tokenizer
+
 LAYERS, HIDDEN, HEADS, KV_HEADS, INTER, CONTEXT = 2, 64, 4, 2, 512, 96
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 MERGES = ["Ġ t", "h e", "Ġt he", "i n", "Ġ a", "o n", "r e", "e r", "a t", "Ġthe re"]
+TOKENS = [5, 9, 200, 7, 7, 31, 100, 64, 2, 1, 260, 77]
+
+Tiny = tuple[Llama, DenseFfn, Tokenizer]
 
 
 def byte_characters() -> list[str]:
@@ -94,3 +101,16 @@ def _tensors(n_tokens: int, inter: int, tied: bool) -> dict[str, np.ndarray[Any,
             f"blk.{i}.ffn_down.weight": weight(HIDDEN, inter),
         }
     return tensors
+
+
+def open_model(path: Path) -> Tiny:
+    """Open a model file: the float part, the feed-forward part, the tokenizer."""
+    with lutkern.open_gguf(path) as file:
+        model = Llama(file)
+        return model, DenseFfn(file, model.config), Tokenizer(file.metadata)
+
+
+def metadata_of(folder: Path, **values: Any) -> dict[str, Any]:
+    """Write the model with other metadata, and read that back."""
+    with lutkern.open_gguf(write_tiny_llama(folder / "m.gguf", **values)) as file:
+        return dict(file.metadata.items())

@@ -13,10 +13,10 @@
 //
 // vpmaddubsw is why magnitudes stay apart from signs: it takes unsigned times signed bytes, 32 products in one
 // instruction. The sub-block scale rides in vpmaddwd, which is needed anyway, so fp32 enters once for 32 columns and d
-// once for 256. Row numbers, signs and scales are cut out of the bit fields for a whole block first (Fields): vpmullw by
-// powers of two shifts 16 of them by different amounts, vpshufb looks up parities and spreads scales, and the loop is left
-// with loads. IQ1 is ternary: vpsignb of the activation by the codebook row is the product itself, and its shift of one
-// eighth meets sums of 8 activations.
+// once for 256. Row numbers, signs and scales are cut out of the bit fields for a whole block first (Fields): vpmullw
+// by powers of two shifts 16 of them by different amounts, vpshufb looks up parities and spreads scales, and the loop
+// is left with loads. IQ1 is ternary: vpsignb of the activation by the codebook row is the product itself, and its
+// shift of one eighth meets sums of 8 activations.
 //
 // The caller guarantees whole blocks and activations padded to 256 columns.
 #include <immintrin.h>
@@ -71,7 +71,8 @@ static inline float half_of(const uint8_t* p) { return _cvtsh_ss(static_cast<uns
 
 // ---- codebook formats ----
 
-// What 256 weights need, cut out of the block's bit fields all at once, so that the inner loop is left with plain loads.
+// What 256 weights need, cut out of the block's bit fields all at once, so that the inner loop is left with plain
+// loads.
 struct Fields {
   alignas(32) uint16_t row[64];  // codebook rows, where the block does not store them as bytes
   alignas(32) uint32_t sign[8];  // sign bits of 32 weights
@@ -205,7 +206,8 @@ static inline void fields_of(const Iq1M& b, Fields& f) {
   const __m256i bits = _mm256_and_si256(high_nibbles(b), _mm256_set1_epi8(7));
   store_rows(f, 0, b.index, _mm256_slli_epi16(_mm256_cvtepu8_epi16(low_lane(bits)), 8));
   store_rows(f, 16, b.index + 16, _mm256_slli_epi16(_mm256_cvtepu8_epi16(high_lane(bits)), 8));
-  // Scale i of a word is its bits 3 i: times 2^(13 - 3 i) and right by 13. Even ones in the low lane, odd ones in the high lane.
+  // Scale i of a word is its bits 3 i: times 2^(13 - 3 i) and right by 13. Even ones in the low lane, odd ones in the
+  // high lane.
   const __m128i twice =
       _mm_shuffle_epi8(load_u8x8(b.word), _mm_setr_epi8(0, 1, 0, 1, 2, 3, 2, 3, 4, 5, 4, 5, 6, 7, 6, 7));
   const __m256i to_bit13 = _mm256_set_m128i(_mm_set1_epi32(0x00100400), _mm_set1_epi32(0x00802000));
@@ -317,8 +319,8 @@ static inline __m256 dot_block(const Iq1M& b, const Fields& f, const int8_t* q, 
   return _mm256_fmadd_ps(eighths, _mm256_set1_ps(0.125f), dot_ternary(b, f, q, scale));
 }
 
-// The fields of a block are cut while the block before it is multiplied: they go through memory, and a loop that waited for them would
-// not keep the processor full.
+// The fields of a block are cut while the block before it is multiplied: they go through memory, and a loop that waited
+// for them would not keep the processor full.
 template <class Block>
 static void gemv_codebook(const Rows& rows, const Activations& x, float* out) {
   const int64_t n_blocks = rows.cols / 256;

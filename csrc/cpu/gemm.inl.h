@@ -2,7 +2,8 @@
 // gemv.inl.h and
 //
 //   PanelScales, load_scales(const Unpacked*, int n_rows, int n, PanelScales&)      as dot_panel wants them
-//   template <bool kHasOffset> void dot_panel(const Unpacked*, const PanelScales&, int n_rows, int n, q, scale, sum, dots)
+//   template <bool kHasOffset>
+//   void dot_panel(const Unpacked*, const PanelScales&, int n_rows, int n, q, scale, sum, float* dots)
 //   float dot_float(const float* w, const float* x, int n)
 //
 // A panel of kPanel rows is unpacked chunk by chunk, and each chunk meets every token while it is in L1:

@@ -1,6 +1,6 @@
 // Blocks to plain integers, written once. Included by each ISA file inside its anonymous namespace, after
 //
-//   template <class Block> OwnUnpack      kExists: the ISA has its own way, run(block, q, scale, offset), for that format
+//   template <class Block> OwnUnpack      kExists: the ISA has its own run(block, q, scale, offset) for that format
 //
 // Every integer format is, for 16 columns at a time, weight = scale * q + offset with an int8 q; a chunk is 256 columns
 // of that, or fewer at the end of a row whose format has blocks of 32.

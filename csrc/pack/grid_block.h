@@ -335,6 +335,28 @@ class GridBlock {
     }
   }
 
+  // Sub-blocks of nearly equal magnitudes are best as rows of the lowest level alone, at a scale far from the usual. True if
+  // one would gain by it; the others get the scale that they have.
+  bool flat_scales(const Choice& best, float* scale) const {
+    bool found = false;
+    for (int b = 0; b < F::kSubs; ++b) {
+      float along = 0.0f, total = 0.0f, rest = 0.0f;
+      for (int i = b * kSubSize; i < (b + 1) * kSubSize; ++i) {
+        along += input_.importance[i] * input_.w[i];
+        total += input_.importance[i];
+      }
+      const float mean = along / total;
+      for (int i = b * kSubSize; i < (b + 1) * kSubSize; ++i) {
+        const float off = input_.w[i] - mean;
+        rest += input_.importance[i] * off * off;
+      }
+      const bool flat = mean > 0.0f && rest < best.error[b];
+      scale[b] = flat ? mean / F::kLevel[0][0] : best.scale[b];
+      found = found || flat;
+    }
+    return found;
+  }
+
   // The scale that each sub-block wants for itself, and its curvature.
   void search_scales(const GridBook<F>& book, Choice* best, float* square) const {
     uint8_t variant_of[F::kVariants][kGroups];
@@ -362,6 +384,10 @@ class GridBlock {
     for (int b = 0; b < F::kSubs; ++b) scale[b] = along[b] > 0.0f ? along[b] / square[b] : 0.0f;
     search(book, scale, best->variant, &other);
     best->keep_better_subs(other);
+    if (F::kSigned && flat_scales(*best, scale)) {
+      search(book, scale, best->variant, &other);
+      best->keep_better_subs(other);
+    }
     moments(book, *best, along, square);
     for (int b = 0; b < F::kSubs; ++b) best->scale[b] = along[b] > 0.0f ? along[b] / square[b] : 0.0f;
   }
