@@ -59,8 +59,8 @@ lutkern_status check_isa(const char* source, const char* name) {
 struct Environment {
   char isa_error[sizeof(g_error)] = "";
   char threads_error[sizeof(g_error)] = "";
-  std::atomic<bool> isa_wrong{
-      false};  // whether the text above is in force: operations on other threads may be reading it
+  // Whether a text is in force: operations on other threads may be reading it.
+  std::atomic<bool> isa_wrong{false};
   std::atomic<bool> threads_wrong{false};
 
   Environment() {

@@ -1,4 +1,4 @@
-"""Packing by ggml: the rival that judges the error of our packers. Its shared libraries are in the libggml-python package."""
+"""Packing by ggml, the rival that judges our packers. Its shared libraries come with the libggml-python package."""
 
 from __future__ import annotations
 
@@ -28,9 +28,7 @@ def _library() -> ctypes.CDLL:
     return base
 
 
-def pack(
-    w: npt.NDArray[np.float32], fmt: lutkern.Format, importance: npt.NDArray[np.float32]
-) -> lutkern.PackedTensor:
+def pack(w: npt.NDArray[np.float32], fmt: lutkern.Format, importance: npt.NDArray[np.float32]) -> lutkern.PackedTensor:
     """Pack w (rows, cols) float32, cols whole blocks, with importance (cols,) float32."""
     rows, cols = w.shape
     blocks = np.zeros((rows, fmt.row_bytes(cols)), np.uint8)

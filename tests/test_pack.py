@@ -23,7 +23,7 @@ LINES = [f for f in INTEGER_PACKABLE if f.name in ("q2_k", "q4_k", "q6_k")]
 EXACT = [f for f in INTEGER_PACKABLE if f not in LINES]
 FLOATS = {"f32": np.float32, "f16": np.float16, "bf16": ml_dtypes.bfloat16}
 
-integer_packable = pytest.mark.parametrize("fmt", INTEGER_PACKABLE, ids=str)
+integer_packable = pytest.mark.parametrize("target", INTEGER_PACKABLE, ids=str)
 
 
 def gaussian(*shape: int, seed: int = 0) -> Floats:
@@ -60,23 +60,23 @@ def error(w: Floats, t: lutkern.PackedTensor, importance: npt.ArrayLike = 1.0) -
 @pytest.mark.parametrize("importance", [ones, lognormal])
 @pytest.mark.parametrize("weights", [gaussian, laplace, like_a_model])
 @integer_packable
-def test_error_is_not_above_ggml(fmt, weights, importance):
+def test_error_is_not_above_ggml(target, weights, importance):
     w, a = weights(24, 768), importance(768)
-    assert error(w, lutkern.pack(w, fmt, importance=a), a) <= 1.02 * error(w, ggml_rival.pack(w, fmt, a), a)
+    assert error(w, lutkern.pack(w, target, importance=a), a) <= 1.02 * error(w, ggml_rival.pack(w, target, a), a)
 
 
 @pytest.mark.parametrize("weights", [gaussian, laplace])
 @integer_packable
-def test_error_is_not_above_the_reference(fmt, weights):
+def test_error_is_not_above_the_reference(target, weights):
     w, a = weights(8, 512, seed=1), lognormal(512, seed=1)
-    naive = lutkern.PackedTensor.from_blocks(reference.pack(w, fmt.name, a), fmt, w.shape)
-    assert error(w, lutkern.pack(w, fmt, importance=a), a) <= 1.005 * error(w, naive, a)
+    naive = lutkern.PackedTensor.from_blocks(reference.pack(w, target.name, a), target, w.shape)
+    assert error(w, lutkern.pack(w, target, importance=a), a) <= 1.005 * error(w, naive, a)
 
 
-@pytest.mark.parametrize("fmt", [f for f in INTEGER_PACKABLE if f.name != "q8_0"], ids=str)
-def test_importance_lowers_the_error_that_it_weights(fmt):
+@pytest.mark.parametrize("target", [f for f in INTEGER_PACKABLE if f.name != "q8_0"], ids=str)
+def test_importance_lowers_the_error_that_it_weights(target):
     w, a = gaussian(16, 512, seed=2), lognormal(512, seed=2) ** 2
-    assert error(w, lutkern.pack(w, fmt, importance=a), a) < 0.97 * error(w, lutkern.pack(w, fmt), a)
+    assert error(w, lutkern.pack(w, target, importance=a), a) < 0.97 * error(w, lutkern.pack(w, target), a)
 
 
 @pytest.mark.parametrize("name", FLOATS)
@@ -92,24 +92,24 @@ def test_float_formats_round_to_nearest_even(name):
 # ---- what is kept exactly ----
 
 
-@pytest.mark.parametrize("fmt", EXACT, ids=str)
-def test_pack_of_what_was_packed_has_the_same_weights(fmt):
-    w = lutkern.dequantize(lutkern.pack(gaussian(24, 512, seed=4), fmt))
-    np.testing.assert_array_equal(lutkern.dequantize(lutkern.pack(w, fmt)), w)
+@pytest.mark.parametrize("target", EXACT, ids=str)
+def test_pack_of_what_was_packed_has_the_same_weights(target):
+    w = lutkern.dequantize(lutkern.pack(gaussian(24, 512, seed=4), target))
+    np.testing.assert_array_equal(lutkern.dequantize(lutkern.pack(w, target)), w)
 
 
-@pytest.mark.parametrize("fmt", LINES, ids=str)
-def test_pack_of_what_was_packed_adds_little(fmt):
+@pytest.mark.parametrize("target", LINES, ids=str)
+def test_pack_of_what_was_packed_adds_little(target):
     w = gaussian(24, 512, seed=4)
-    first = lutkern.pack(w, fmt)
+    first = lutkern.pack(w, target)
     once = lutkern.dequantize(first)
-    assert error(once, lutkern.pack(once, fmt)) <= 0.02 * error(w, first)
+    assert error(once, lutkern.pack(once, target)) <= 0.02 * error(w, first)
 
 
-@pytest.mark.parametrize("fmt", EXACT, ids=str)
-def test_what_ggml_packed_has_the_same_weights(fmt):
-    w = lutkern.dequantize(ggml_rival.pack(gaussian(8, 512, seed=5), fmt, ones(512)))
-    np.testing.assert_array_equal(lutkern.dequantize(lutkern.pack(w, fmt)), w)
+@pytest.mark.parametrize("target", EXACT, ids=str)
+def test_what_ggml_packed_has_the_same_weights(target):
+    w = lutkern.dequantize(ggml_rival.pack(gaussian(8, 512, seed=5), target, ones(512)))
+    np.testing.assert_array_equal(lutkern.dequantize(lutkern.pack(w, target)), w)
 
 
 @pytest.mark.parametrize("name", ["tq1_0", "tq2_0"])
@@ -146,24 +146,26 @@ def test_constant_rows_are_kept_to_the_rounding_of_a_scale(packable, value):
 
 @given(exponent=st.integers(-3, 6), seed=st.integers(0, 100))
 @integer_packable
-def test_powers_of_two_pass_through(fmt, exponent, seed):
+def test_powers_of_two_pass_through(target, exponent, seed):
     w = gaussian(2, 256, seed=seed)
-    scaled = lutkern.dequantize(lutkern.pack(np.ldexp(w, exponent), fmt))
-    np.testing.assert_array_equal(scaled, np.ldexp(lutkern.dequantize(lutkern.pack(w, fmt)), exponent))
+    scaled = lutkern.dequantize(lutkern.pack(np.ldexp(w, exponent), target))
+    np.testing.assert_array_equal(scaled, np.ldexp(lutkern.dequantize(lutkern.pack(w, target)), exponent))
 
 
 @pytest.mark.parametrize("name", ["iq2_xxs", "iq2_xs", "iq2_s", "iq3_xxs", "iq3_s", "tq1_0", "tq2_0", "q8_0"])
 def test_minus_passes_through(name):
     w = gaussian(8, 512, seed=6)
-    np.testing.assert_array_equal(lutkern.dequantize(lutkern.pack(-w, name)), -lutkern.dequantize(lutkern.pack(w, name)))
+    np.testing.assert_array_equal(
+        lutkern.dequantize(lutkern.pack(-w, name)), -lutkern.dequantize(lutkern.pack(w, name))
+    )
 
 
 @pytest.mark.parametrize("exponent", [-80, -1, 3, 90])
 @integer_packable
-def test_only_the_ratios_of_importance_count(fmt, exponent):
+def test_only_the_ratios_of_importance_count(target, exponent):
     w, a = gaussian(4, 512, seed=7), lognormal(512, seed=7)
-    scaled = lutkern.pack(w, fmt, importance=np.ldexp(a, exponent))
-    np.testing.assert_array_equal(scaled.blocks(), lutkern.pack(w, fmt, importance=a).blocks())
+    scaled = lutkern.pack(w, target, importance=np.ldexp(a, exponent))
+    np.testing.assert_array_equal(scaled.blocks(), lutkern.pack(w, target, importance=a).blocks())
 
 
 def test_rows_are_packed_alone(packable):
@@ -211,50 +213,52 @@ def test_padding_costs_the_columns_before_it_nothing(packable):
 
 
 @integer_packable
-def test_each_expert_has_its_own_importance(fmt):
+def test_each_expert_has_its_own_importance(target):
     w, a = gaussian(3, 4, 300, seed=13), np.stack([lognormal(300, seed=s) for s in range(3)])
-    t = lutkern.pack(w, fmt, importance=a)
+    t = lutkern.pack(w, target, importance=a)
     assert t.shape == w.shape
     for e in range(3):
-        np.testing.assert_array_equal(t[e].blocks(), lutkern.pack(w[e], fmt, importance=a[e]).blocks())
+        np.testing.assert_array_equal(t[e].blocks(), lutkern.pack(w[e], target, importance=a[e]).blocks())
 
 
 # ---- odd values ----
 
 
 @integer_packable
-def test_missing_importance_is_ones(fmt):
+def test_missing_importance_is_ones(target):
     w = gaussian(4, 512, seed=14)
-    np.testing.assert_array_equal(lutkern.pack(w, fmt, importance=ones(512)).blocks(), lutkern.pack(w, fmt).blocks())
+    np.testing.assert_array_equal(
+        lutkern.pack(w, target, importance=ones(512)).blocks(), lutkern.pack(w, target).blocks()
+    )
 
 
 @pytest.mark.parametrize("useless", [0.0, -1.0, np.nan, np.inf])
 @integer_packable
-def test_useless_importance_is_replaced_by_the_mean(fmt, useless):
+def test_useless_importance_is_replaced_by_the_mean(target, useless):
     w, a = gaussian(4, 512, seed=15), lognormal(512, seed=15)
     with_holes, filled = a.copy(), a.copy()
     with_holes[5::50] = useless
     filled[5::50] = np.delete(a, np.s_[5::50]).mean(dtype=np.float64)
     text = "pack: 11 of 512 entries of importance are not finite and positive, replaced by the mean of the others"
     with pytest.warns(RuntimeWarning, match=text):
-        t = lutkern.pack(w, fmt, importance=with_holes)
-    np.testing.assert_array_equal(t.blocks(), lutkern.pack(w, fmt, importance=filled).blocks())
+        t = lutkern.pack(w, target, importance=with_holes)
+    np.testing.assert_array_equal(t.blocks(), lutkern.pack(w, target, importance=filled).blocks())
 
 
 @pytest.mark.parametrize("useless", [0.0, np.nan])
 @integer_packable
-def test_importance_without_any_use_is_ones(fmt, useless):
+def test_importance_without_any_use_is_ones(target, useless):
     w = gaussian(4, 512, seed=16)
     with pytest.warns(RuntimeWarning, match="pack: 512 of 512 entries of importance"):
-        t = lutkern.pack(w, fmt, importance=np.full(512, useless))
-    np.testing.assert_array_equal(t.blocks(), lutkern.pack(w, fmt).blocks())
+        t = lutkern.pack(w, target, importance=np.full(512, useless))
+    np.testing.assert_array_equal(t.blocks(), lutkern.pack(w, target).blocks())
 
 
 @integer_packable
-def test_importance_may_span_sixty_orders_of_magnitude(fmt):
+def test_importance_may_span_sixty_orders_of_magnitude(target):
     w = gaussian(8, 512, seed=17)
     a = (10.0 ** np.random.default_rng(17).uniform(-30, 30, 512)).astype(np.float32)
-    t = lutkern.pack(w, fmt, importance=a)
+    t = lutkern.pack(w, target, importance=a)
     assert error(w, t, a) <= 0.5 * float(np.sum(a * w.astype(np.float64) ** 2))
 
 
@@ -273,9 +277,11 @@ def test_any_row_is_no_worse_than_zeros(packable, w):
     assert error(w, t) <= 1.0001 * float(np.sum(w.astype(np.float64) ** 2))
 
 
-@pytest.mark.parametrize("fmt", [f for f in PACKABLE if f.name not in ("f32", "bf16")], ids=str)
-def test_rows_past_the_scale_are_refused(fmt):
+@pytest.mark.parametrize("target", [f for f in PACKABLE if f.name not in ("f32", "bf16")], ids=str)
+def test_rows_past_the_scale_are_refused(target):
     w = gaussian(4, 512)
     w[2, 300] = 3e38
-    with pytest.raises(ValueError, match=rf"^pack: row 2 of w reaches 3e\+38, too large for the fp16 scale of {fmt}$"):
-        lutkern.pack(w, fmt)
+    with pytest.raises(
+        ValueError, match=rf"^pack: row 2 of w reaches 3e\+38, too large for the fp16 scale of {target}$"
+    ):
+        lutkern.pack(w, target)
