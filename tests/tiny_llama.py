@@ -80,7 +80,8 @@ def _tensors(n_tokens: int, inter: int, tied: bool) -> dict[str, np.ndarray[Any,
 
     def weight(rows: int, cols: int) -> np.ndarray[Any, np.dtype[np.float32]]:
         value: np.ndarray[Any, np.dtype[np.float32]] = random.standard_normal((rows, cols), np.float32)
-        return value / np.float32(np.sqrt(cols))
+        value /= np.sqrt(cols)
+        return value
 
     def norm() -> np.ndarray[Any, np.dtype[np.float32]]:
         return random.uniform(0.5, 1.5, HIDDEN).astype(np.float32)

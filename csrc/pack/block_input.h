@@ -8,8 +8,8 @@ namespace lutkern {
 // Importance below this fraction of the block's largest counts as this fraction: it keeps every divisor positive.
 static constexpr float kLeastImportance = 1e-10f;
 
-// A block scale from here on, in scaled units, decodes to nothing near the weights but zero: it is the smallest fp16 number
-// next to weights that are far smaller.
+// A block scale from here on, in scaled units, decodes to nothing near the weights but zero: it is the smallest fp16
+// number next to weights that are far smaller.
 static constexpr float kTooCoarse = 64.0f;
 
 template <int kSize>

@@ -6,9 +6,9 @@
 // 1. Signs. IQ2 and IQ3 rows hold magnitudes, so a weight takes its own sign. Where the format stores seven signs and
 //    lets parity give the eighth, and the parity is wrong, the weight whose flip costs least takes the other sign; from
 //    there on it is a negative magnitude, and the row search sees what that costs.
-// 2. Scales. As if every combination of levels were a row, the error of a sub-block is estimated at a few scales around its
-//    root mean square. Around the lowest estimate a few scales are searched for the exact best rows (grid_search.h), and then
-//    the least-squares scale of the best of them.
+// 2. Scales. As if every combination of levels were a row, the error of a sub-block is estimated at a few scales around
+//    its root mean square. Around the lowest estimate a few scales are searched for the exact best rows
+//    (grid_search.h), and then the least-squares scale of the best of them.
 // 3. d is fitted to the scales that the sub-blocks want (scale_fit.h) and rounded to fp16.
 // 4. With that d every sub-block is searched at the two integers around its wanted scale; the better one stays.
 // 5. A last least-squares d for everything chosen, rounded to fp16.
@@ -33,8 +33,7 @@
 
 namespace lutkern {
 
-// Scaled magnitude, weighted by importance, below which the cost of a row is lost in rounding: keeps tagged costs
-// normal.
+// Added to every cost: a tagged zero would be a subnormal number.
 static constexpr float kLeastCost = 1e-30f;
 
 static constexpr float kWorst = 3e38f;
@@ -96,10 +95,8 @@ class GridBlock {
     Choice wanted;
     float square[F::kSubs];
     search_scales(book, &wanted, square);
-    float d = fit_block_scale(F::kUnits, wanted.scale, square, F::kSubs);
-    half = half_from_float(input_.unscaled(d));
-    // Among the subnormal halves a rounded-down d can leave the largest scale out of reach.
-    if (half < 0x0400u && float_from_half(half) < input_.unscaled(d)) ++half;
+    const float d = fit_block_scale(F::kUnits, wanted.scale, square, F::kSubs);
+    half = half_reaching(input_.unscaled(d));
     if (half >= kHalfInfinity) return false;
     return finish(book, wanted);
   }
@@ -160,8 +157,9 @@ class GridBlock {
     }
   }
 
-  // Splits the weights into signs and magnitudes; a flipped weight becomes a negative magnitude. What a flip costs is judged
-  // at the usual scale, where the lowest level decodes to low: w and -low differ by w + low, w and its own level by less.
+  // Splits the weights into signs and magnitudes; a flipped weight becomes a negative magnitude. What a flip costs is
+  // judged at the usual scale, where the lowest level decodes to low: w and -low differ by w + low, w and its own level
+  // by less.
   void take_signs() {
     for (int i = 0; i < 32; ++i) {
       const float low = F::kLevel[0][0] * F::kUsualScale * rms_[8 * i / kSubSize];
@@ -199,7 +197,8 @@ class GridBlock {
     }
   }
 
-  // cost[key] of every level combination of half a row, positions w[0] .. w[kHalf - 1]; point[n] is what level n decodes to.
+  // cost[key] of every level combination of half a row, positions w[0] .. w[kHalf - 1]; point[n] is what level n
+  // decodes to.
   static void fill_costs(const Lanes* w, const Lanes* importance, const Lanes* point, bool tag, Lanes* cost) {
     enum : int { kPairKeys = F::kLevels * F::kLevels, kPairs = kHalf / 2 };
     Lanes pair[kPairs][kPairKeys];
@@ -265,7 +264,8 @@ class GridBlock {
     }
   }
 
-  // What the rows would cost if every combination of levels were in the codebook: cheap, and lowest at nearly the same scale.
+  // What the rows would cost if every combination of levels were in the codebook: cheap, and lowest at nearly the same
+  // scale.
   void estimate(const float* scale, const uint8_t* variant_of, float* cost) const {
     for (int set = 0; set < kSets; ++set) {
       Lanes point[F::kLevels];
@@ -335,8 +335,8 @@ class GridBlock {
     }
   }
 
-  // Sub-blocks of nearly equal magnitudes are best as rows of the lowest level alone, at a scale far from the usual. True if
-  // one would gain by it; the others get the scale that they have.
+  // Sub-blocks of nearly equal magnitudes are best as rows of the lowest level alone, at a scale far from the usual.
+  // True if one would gain by it; the others get the scale that they have.
   bool flat_scales(const Choice& best, float* scale) const {
     bool found = false;
     for (int b = 0; b < F::kSubs; ++b) {

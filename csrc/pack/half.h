@@ -7,7 +7,7 @@
 
 namespace lutkern {
 
-enum : uint32_t { kHalfInfinity = 0x7c00u };
+enum : uint32_t { kHalfInfinity = 0x7c00u, kLeastNormalHalf = 0x0400u };
 
 static inline uint32_t bits_from_float(float value) {
   uint32_t bits;
@@ -30,6 +30,13 @@ static inline uint32_t half_from_float(float value) {
   }
   const uint32_t odd = (magnitude >> 13) & 1u;
   return sign | ((magnitude + 0xfffu + odd - 0x38000000u) >> 13);
+}
+
+// The same for a scale that is not negative, but upwards among the subnormal halves: rounded down, it could leave the
+// largest weight out of reach.
+static inline uint32_t half_reaching(float scale) {
+  const uint32_t half = half_from_float(scale);
+  return half < kLeastNormalHalf && float_from_half(half) < scale ? half + 1 : half;
 }
 
 static inline void store_u16(uint8_t* p, uint32_t value) {

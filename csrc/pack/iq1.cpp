@@ -2,8 +2,8 @@
 //
 //   weight = d * (2 s + 1) * (codebook[row][j] + shift)        codebook of {-1, 0, 1}, shift +1/8 or -1/8
 //
-// The search is grid_block.h's. The rows carry the signs; the two shifts are two variants of the codebook, chosen for 32
-// weights in IQ1_S and for each row in IQ1_M.
+// The search is grid_block.h's. The rows carry the signs; the two shifts are two variants of the codebook, chosen for
+// 32 weights in IQ1_S and for each row in IQ1_M.
 #include "grid_block.h"
 #include "quantisers.h"
 

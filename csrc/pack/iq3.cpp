@@ -36,7 +36,7 @@ struct Xxs : Iq3 {
 
 struct S : Iq3 {
   using Block = Iq3S;
-  enum : int { kRows = 512, kParity = 0, kEstimates = 7, kTrials = 4 };
+  enum : int { kRows = 512, kParity = 0, kEstimates = 11, kTrials = 4 };
   static constexpr float kLevel[1][8] = {{1.0f, 3.0f, 5.0f, 7.0f, 9.0f, 11.0f, 13.0f, 15.0f}};
   static constexpr ScaleUnits kUnits = {0.5f, 2.0f, 15};
   static constexpr float kUsualScale = 0.145f, kFirstTrial = 0.85f, kTrialStep = 1.13f;

@@ -6,15 +6,16 @@
 //
 //   minimise  sum(importance * (w - weight)^2)
 //
-// One step serves everything: round the weights of a sub-block to codes at some scale and offset, measure the error, and solve
-// least squares for the scale and offset that suit these codes best. It runs on 32 lanes at a time: a lane is one sub-block
-// with one trial.
+// One step serves everything: round the weights of a sub-block to codes at some scale and offset, measure the error,
+// and solve least squares for the scale and offset that suit these codes best. It runs on 32 lanes at a time: a lane is
+// one sub-block with one trial.
 //
-// 1. Starts: the sub-block's range divided into fewer or more steps than there are codes, held at its low or its high end.
-//    From each, and at last from the best, the step is repeated a few times; a sub-block keeps its best scale and offset.
+// 1. Starts: the sub-block's range divided into fewer or more steps than there are codes, held at its low or its high
+//    end. From each, and at last from the best, the step is repeated a few times; a sub-block keeps its best scale and
+//    offset.
 // 2. d and dmin are fitted to what the sub-blocks want (scale_fit.h) and rounded to fp16.
-// 3. A sub-block tries the two integers s around the scale that it wants and, for each, the two integers m around the offset
-//    that suits this scale, and keeps the best pair.
+// 3. A sub-block tries the two integers s around the scale that it wants and, for each, the two integers m around the
+//    offset that suits this scale, and keeps the best pair.
 // 4. A last least squares gives d and dmin for all codes, s and m; rounded to fp16, it stays if the error falls.
 #include <math.h>
 #include <string.h>
@@ -52,8 +53,8 @@ inline float nearest_integer(float x) { return (x + 12582912.0f) - 12582912.0f; 
 
 inline float reciprocal(float scale) { return fabsf(scale) > 1e-30f ? 1.0f / scale : 0.0f; }
 
-// F gives kSubs, kLow and kHigh (range of codes), kOffset (there is a second term), kUnits (integers s and m), and the starts:
-// kStarts trials, two for each number of steps, kFirstSteps and on by kMoreSteps, with kRounds repetitions.
+// F gives kSubs, kLow and kHigh (range of codes), kOffset (there is a second term), kUnits (integers s and m), and the
+// starts: kStarts trials, two for each number of steps, kFirstSteps and on by kMoreSteps, with kRounds repetitions.
 template <typename F>
 class KBlock {
  public:
@@ -211,13 +212,6 @@ class KBlock {
     descend(kLastRounds, &fit, best);
   }
 
-  // As fp16; among the subnormal halves rounded up, so that the largest integer still reaches what is wanted.
-  uint32_t half_of(float scale) const {
-    const float unscaled = in_.unscaled(scale);
-    const uint32_t half = half_from_float(unscaled);
-    return half < 0x0400u && float_from_half(half) < unscaled ? half + 1 : half;
-  }
-
   float value_of(uint32_t half) const { return in_.scaled(float_from_half(half)); }
 
   // The same for every copy.
@@ -240,8 +234,10 @@ class KBlock {
     spread(wanted.offset, &fit.offset);
     measure(fit, &sums);
     for (int b = 0; b < kSubs; ++b) magnitude[b] = fabsf(wanted.scale[b]);
-    half_d = half_of(fit_block_scale(F::kUnits, magnitude, sums.q2.v, kSubs));
-    if (F::kOffset) half_min = half_of(fit_block_scale(F::kUnits, wanted.offset, total_.v, kSubs));
+    half_d = half_reaching(in_.unscaled(fit_block_scale(F::kUnits, magnitude, sums.q2.v, kSubs)));
+    if (F::kOffset) {
+      half_min = half_reaching(in_.unscaled(fit_block_scale(F::kUnits, wanted.offset, total_.v, kSubs)));
+    }
     if (half_d >= kHalfInfinity || half_min >= kHalfInfinity) return false;
     if (!(value_of(half_d) < kTooCoarse)) half_d = 0;
     if (!(value_of(half_min) < kTooCoarse)) half_min = 0;

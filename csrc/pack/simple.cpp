@@ -5,9 +5,10 @@
 //   bf16, f16, f32: the nearest number, ties to even
 //
 // Q8_0: d is the largest magnitude over 127.
-// IQ4_NL minimises sum(importance * (w - d * value)^2). The values are not symmetric, so d may be negative. d is tried in
-// small steps around the scale at which the largest magnitude meets an end of the table, in both signs, and where it meets a
-// value exactly; the best d is refined by least squares, rounded to fp16, and refined once more for the codes it gives.
+// IQ4_NL minimises sum(importance * (w - d * value)^2). The values are not symmetric, so d may be negative. d is tried
+// where the largest magnitude meets a value exactly, and in both signs in small steps from there down, so that the
+// largest ones are cut; the best d is refined by least squares, rounded to fp16, and refined once more for the codes it
+// gives.
 #include <math.h>
 #include <string.h>
 
@@ -17,12 +18,6 @@
 
 namespace lutkern {
 namespace {
-
-// Scale as fp16. Among the subnormal halves it is rounded up: rounded down, it would leave the largest weight out of reach.
-uint32_t half_reaching(float scale) {
-  const uint32_t half = half_from_float(scale);
-  return half < 0x0400u && float_from_half(half) < scale ? half + 1 : half;
-}
 
 bool pack_q8_0(const float* w, const float*, int64_t cols, uint8_t* blocks) {
   for (int64_t c = 0; c < cols; c += Q80::kBlockSize, blocks += Q80::kBlockBytes, w += Q80::kBlockSize) {
@@ -45,10 +40,12 @@ bool pack_q8_0(const float* w, const float*, int64_t cols, uint8_t* blocks) {
   return true;
 }
 
-// code[k] is the nearest value's code for k = floor(2 * (x + 128)): every boundary between two values is a multiple of 1/2.
+// The nearest value and its code for k = floor(2 * (x + 128)): every boundary between two values is a multiple of 1/2.
 struct Iq4Nearest {
   enum : int { kEntries = 512 };
+  float value[kEntries];
   uint8_t code[kEntries];
+
   Iq4Nearest() {
     for (int k = 0; k < kEntries; ++k) {
       const float x = (static_cast<float>(k) + 0.5f) * 0.5f - 128.0f;
@@ -57,6 +54,7 @@ struct Iq4Nearest {
         if (fabsf(x - static_cast<float>(kIq4Values[v])) < fabsf(x - static_cast<float>(kIq4Values[best]))) best = v;
       }
       code[k] = static_cast<uint8_t>(best);
+      value[k] = static_cast<float>(kIq4Values[best]);
     }
   }
 };
@@ -66,18 +64,12 @@ const Iq4Nearest& iq4_nearest() {
   return table;
 }
 
-enum : int { kScaleSteps = 10 };
+enum : int { kScaleSteps = 24 };
 
-struct Iq4Fit {
-  double along;   // sum importance * w * value
-  double square;  // sum importance * value^2
-};
-
-Iq4Fit fit_iq4(const BlockInput<32>& in, float d, uint8_t* code) {
-  const Iq4Nearest& nearest = iq4_nearest();
+// Entries of the table for the weights at scale d.
+void iq4_entries(const BlockInput<32>& in, float d, int* entry) {
   const float inverse = 2.0f / d;
   float at[32];
-  int entry[32];
   // A loop for each limit: next to one another the comparisons become branches.
   for (int i = 0; i < 32; ++i) {
     const float position = in.w[i] * inverse + 256.0f;
@@ -85,35 +77,53 @@ Iq4Fit fit_iq4(const BlockInput<32>& in, float d, uint8_t* code) {
   }
   for (int i = 0; i < 32; ++i) at[i] = at[i] < 511.0f ? at[i] : 511.0f;
   for (int i = 0; i < 32; ++i) entry[i] = static_cast<int>(at[i]);
-  Iq4Fit fit = {0.0, 0.0};
+}
+
+// x[0] becomes the sum of x[0 .. 31].
+void sum_32(float* x) {
+  for (int i = 0; i < 16; ++i) x[i] += x[i + 16];
+  for (int i = 0; i < 8; ++i) x[i] += x[i + 8];
+  for (int i = 0; i < 4; ++i) x[i] += x[i + 4];
+  x[0] = (x[0] + x[1]) + (x[2] + x[3]);
+}
+
+struct Iq4Fit {
+  float along;   // sum importance * w * value
+  float square;  // sum importance * value^2
+};
+
+Iq4Fit fit_iq4(const BlockInput<32>& in, const int* entry) {
+  const Iq4Nearest& nearest = iq4_nearest();
+  float value[32], along[32], square[32];
+  for (int i = 0; i < 32; ++i) value[i] = nearest.value[entry[i]];
   for (int i = 0; i < 32; ++i) {
-    code[i] = nearest.code[entry[i]];
-    const double value = kIq4Values[code[i]];
-    const double weighted = static_cast<double>(in.importance[i]) * value;
-    fit.along += weighted * static_cast<double>(in.w[i]);
-    fit.square += weighted * value;
+    const float weighted = in.importance[i] * value[i];
+    along[i] = weighted * in.w[i];
+    square[i] = weighted * value[i];
   }
-  return fit;
+  sum_32(along);
+  sum_32(square);
+  return {along[0], square[0]};
 }
 
 float search_iq4(const BlockInput<32>& in) {
   float largest = 0.0f;
   for (int i = 0; i < 32; ++i) largest = fabsf(in.w[i]) > fabsf(largest) ? in.w[i] : largest;
-  double best_gain = -1.0;
-  float best_d = 0.0f;
-  uint8_t code[32];
+  float best_gain = -1.0f, best_d = 0.0f;
   const auto attempt = [&](float d) {
-    const Iq4Fit fit = fit_iq4(in, d, code);
-    if (!(fit.square > 0.0)) return;
-    const double gain = fit.along * fit.along / fit.square;
+    int entry[32];
+    iq4_entries(in, d, entry);
+    const Iq4Fit fit = fit_iq4(in, entry);
+    if (!(fit.square > 0.0f)) return;
+    const float gain = fit.along * fit.along / fit.square;
     if (gain > best_gain) {
       best_gain = gain;
-      best_d = static_cast<float>(fit.along / fit.square);
+      best_d = fit.along / fit.square;
     }
   };
   for (int v = 0; v < 16; ++v) attempt(largest / static_cast<float>(kIq4Values[v]));
   for (int step = 0; step < kScaleSteps; ++step) {
-    const float d = largest / (70.0f + 7.0f * static_cast<float>(step));
+    const float d = largest / (66.0f + 7.0f * static_cast<float>(step));
     attempt(d);
     attempt(-d);
   }
@@ -132,12 +142,14 @@ bool pack_iq4_nl(const float* w, const float* importance, int64_t cols, uint8_t*
     uint32_t half = half_reaching(fabsf(wanted));
     if (half >= kHalfInfinity) return false;
     if (half == 0) continue;
-    uint8_t code[32];
-    const Iq4Fit fit = fit_iq4(in, in.scaled(float_from_half(half | sign)), code);
-    half = half_from_float(in.unscaled(static_cast<float>(fit.along / fit.square)));
+    int entry[32];
+    iq4_entries(in, in.scaled(float_from_half(half | sign)), entry);
+    const Iq4Fit fit = fit_iq4(in, entry);
+    half = half_from_float(in.unscaled(fit.along / fit.square));
     if ((half & 0x7fffu) >= kHalfInfinity) return false;
     store_u16(to->d, half);
-    for (int m = 0; m < 16; ++m) to->code[m] = static_cast<uint8_t>(code[m] | code[m + 16] << 4);
+    const uint8_t* code = iq4_nearest().code;
+    for (int m = 0; m < 16; ++m) to->code[m] = static_cast<uint8_t>(code[entry[m]] | code[entry[m + 16]] << 4);
   }
   return true;
 }

@@ -4,10 +4,10 @@
 //
 //   minimise sum(importance * (w - d * t)^2) over d and t
 //
-// For a given d a weight is nonzero where |w| > d / 2, so the best solution keeps the weights above some magnitude; with N the
-// kept ones, d = sum_N(importance * |w|) / sum_N(importance), and the error falls by sum_N(importance * |w|)^2 /
-// sum_N(importance). The magnitudes are counted into bins, every bin edge is tried as the limit, and from the best one d and
-// the limit d / 2 are alternated until they agree.
+// For a given d a weight is nonzero where |w| > d / 2, so the best solution keeps the weights above some magnitude;
+// with N the kept ones, d = sum_N(importance * |w|) / sum_N(importance), and the error falls by sum_N(importance *
+// |w|)^2 / sum_N(importance). The magnitudes are counted into bins, every bin edge is tried as the limit, and from the
+// best one d and the limit d / 2 are alternated until they agree.
 #include <math.h>
 #include <string.h>
 

@@ -21,7 +21,7 @@ from .llama import DenseFfn, Ffn, Llama
 from .store import load, save, store_key, store_path
 from .tokenizer import TextStream, Tokenizer
 
-CALIBRATION_WINDOWS = 12
+CALIBRATION_WINDOWS = 10
 EVALUATION_WINDOWS = 2
 WINDOW_TOKENS = 512
 PROMPT = "What is a list in Python?"
