@@ -234,10 +234,13 @@ def test_config_defaults_follow_the_head_count(tmp_path: Path) -> None:
 # ---- the real model
 
 
-@pytest.mark.skipif(
+needs_smollm2 = pytest.mark.skipif(
     not (cache_folder() / SMOLLM2.file_name).is_file(),
     reason=f"{SMOLLM2.file_name} is not in {cache_folder()}: run `lutkern demo` once",
 )
+
+
+@needs_smollm2
 def test_smollm2_knows_what_it_should() -> None:
     model, dense, tokenizer = open_model(cache_folder() / SMOLLM2.file_name)
     passage = (
@@ -250,3 +253,27 @@ def test_smollm2_knows_what_it_should() -> None:
     prompt = tokenizer.encode(tokenizer.chat("What is the capital of France?"))
     made = list(generate(model, dense, prompt, tokens=16, stop=tokenizer.stop_tokens, sampling=Sampling(penalty=0)))
     assert tokenizer.decode(made) == "The capital of France is Paris."
+
+
+@needs_smollm2
+def test_int8_activations_cost_less_than_a_percent_on_smollm2() -> None:
+    model, dense, tokenizer = open_model(cache_folder() / SMOLLM2.file_name)
+    tokens = tokenizer.encode(
+        "A list in Python is a sequence of values. It can hold numbers, strings and other lists. " * 4
+    )
+    wrong = right = 0.0
+
+    def watched(layer: int, x: Any) -> Any:
+        nonlocal wrong, right
+        inputs = {0: x, 1: x, 2: dense.inner(layer, x)}
+        for number, weight in enumerate(dense.layers[layer]):
+            t = lutkern.pack(weight, "q8_0")
+            exact = lutkern.matmul(t, inputs[number], exact=True).astype(np.float64)
+            error = lutkern.matmul(t, inputs[number]) - exact
+            wrong += (error**2).sum() / (exact**2).sum()
+            right += 1
+        return dense(layer, x)
+
+    model.hidden(tokens, watched)
+    assert right == 3 * model.config.layers
+    assert 0.001 < np.sqrt(wrong / right) < 0.01
