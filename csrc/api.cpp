@@ -155,7 +155,7 @@ lutkern_status check_matrix(const char* op, const char* what, const lutkern_matr
     return fail(LUTKERN_ERROR_VALUE, "%s: %s is %lld x %lld with a row stride of %lld", op, what, number(m.rows),
                 number(m.cols), number(m.row_stride));
   }
-  if (!m.data && m.rows * m.cols > 0) return fail(LUTKERN_ERROR_VALUE, "%s: %s is null", op, what);
+  if (!m.data && m.rows > 0 && m.cols > 0) return fail(LUTKERN_ERROR_VALUE, "%s: %s is null", op, what);
   *out = Matrix{m.data, static_cast<Dtype>(m.dtype), m.rows, m.cols, m.row_stride};
   return LUTKERN_OK;
 }
@@ -283,7 +283,8 @@ const char* lutkern_version(void) { return LUTKERN_VERSION; }
 int32_t lutkern_format_count(void) { return kFormatCount; }
 
 lutkern_status lutkern_format_at(int32_t index, lutkern_format* out) {
-  if (index < 0 || index >= kFormatCount || !out) {
+  if (!out) return fail(LUTKERN_ERROR_VALUE, "format: out is null");
+  if (index < 0 || index >= kFormatCount) {
     return fail(LUTKERN_ERROR_VALUE, "format: index is %d, expected 0 to %d", index, kFormatCount - 1);
   }
   describe(index, out);
@@ -291,7 +292,8 @@ lutkern_status lutkern_format_at(int32_t index, lutkern_format* out) {
 }
 
 lutkern_status lutkern_find_format(const char* name, lutkern_format* out) {
-  for (int f = 0; name && out && f < kFormatCount; ++f) {
+  if (!out) return fail(LUTKERN_ERROR_VALUE, "format: out is null");
+  for (int f = 0; name && f < kFormatCount; ++f) {
     if (strcmp(kFormatInfo[f].name, name) == 0) {
       describe(f, out);
       return LUTKERN_OK;
@@ -318,7 +320,8 @@ lutkern_status lutkern_tensor_init(lutkern_tensor* out, int32_t ggml_type, int64
 lutkern_status lutkern_tensor_expert(const lutkern_tensor* tensor, int64_t expert, lutkern_tensor* out) {
   Weight w{};
   if (const lutkern_status status = check_weight("tensor", "the weight", tensor, &w)) return status;
-  if (expert < 0 || expert >= w.experts || !out) {
+  if (!out) return fail(LUTKERN_ERROR_VALUE, "tensor: out is null");
+  if (expert < 0 || expert >= w.experts) {
     return fail(LUTKERN_ERROR_VALUE, "tensor: expert is %lld, expected 0 to %lld", number(expert),
                 number(w.experts - 1));
   }

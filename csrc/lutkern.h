@@ -85,7 +85,7 @@ typedef struct lutkern_matrix {
 typedef void (*lutkern_range_fn)(void* state, int64_t begin, int64_t end);
 
 /* Must call fn so that every item of 0..n-1 is worked on exactly once, in ranges of any size, from any threads, and
- * return when all calls have returned. grain is the number of items that is worth one call. */
+ * return when all calls have returned; it must not throw. grain is the number of items that is worth one call. */
 typedef void (*lutkern_parallel_for)(void* context, int64_t n, int64_t grain, lutkern_range_fn fn, void* state);
 
 /* How to run. A null pointer or a zeroed struct is the default: int8 activations, all rows, the library's threads. */
@@ -110,7 +110,7 @@ typedef struct lutkern_moe_args {
   const float* expert_weights; /* tokens x k */
   int64_t k;
   int32_t activation; /* lutkern_activation */
-  float* out;         /* tokens x hidden */
+  float* out;         /* tokens x hidden; overlaps no input */
 } lutkern_moe_args;
 
 /* The text of the last failure on this thread; never null. */

@@ -42,6 +42,24 @@ def assert_rows_agree(output: str) -> None:
     assert output == f"lutkern {lutkern.__version__}, kernels {lutkern.isas()[0]}: 40 rows agree\n"
 
 
+LOAD_AND_CLOSE = """
+import _ctypes, ctypes, sys
+class Tensor(ctypes.Structure):
+    _fields_ = [("type", ctypes.c_int32), ("layout", ctypes.c_int32), ("experts", ctypes.c_int64),
+                ("rows", ctypes.c_int64), ("cols", ctypes.c_int64),
+                ("data", ctypes.c_void_p), ("nbytes", ctypes.c_size_t)]
+data = ctypes.create_string_buffer(34 * 16 * 1024)
+out = (ctypes.c_float * (1024 * 512))()
+weight = Tensor(8, 0, 1, 1024, 512, ctypes.addressof(data), len(data))
+for _ in range(20):
+    library = ctypes.CDLL(sys.argv[1])
+    assert library.lutkern_set_num_threads(4) == 0
+    assert library.lutkern_dequantize(ctypes.byref(weight), out, None) == 0
+    _ctypes.dlclose(library._handle)
+print("survived")
+"""
+
+
 @pytest.fixture(autouse=True)
 def _no_choice_of_isa(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("LUTKERN_ISA", raising=False)
@@ -65,6 +83,11 @@ def test_c_program_with_the_shared_library(tmp_path: Path) -> None:
         program,
     )
     assert_rows_agree(run(program))
+
+
+def test_a_host_may_close_the_library_while_its_threads_run(tmp_path: Path) -> None:
+    library = shutil.copy(lutkern.get_library(), tmp_path)  # another file than the one that this process has open
+    assert run(sys.executable, "-c", LOAD_AND_CLOSE, library) == "survived\n"
 
 
 @pytest.mark.parametrize(("compiler", "standard", "suffix"), [("cc", "c11", "c"), ("c++", "c++17", "cpp")])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import re
 import sys
 import time
@@ -266,6 +267,8 @@ def test_versions(version: int, tmp_path: Path) -> None:
         assert file.metadata["k"] == 5
         assert file.array("a").tobytes() == bytes(range(16))
         assert repr(file) == f"<GgufFile {str(path)!r}: 1 tensors, 16 bytes>"
+    with lutkern.open_gguf(os.fsencode(path)) as file:
+        assert file.path == str(path)
 
 
 @pytest.mark.parametrize("alignment", [8, 32, 4096])

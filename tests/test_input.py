@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -25,6 +27,50 @@ class Dlpack:
 
     def __dlpack_device__(self):
         return self.device
+
+
+class _DlTensor(ctypes.Structure):
+    _fields_ = (
+        ("data", ctypes.c_void_p),
+        ("device_type", ctypes.c_int32),
+        ("device_id", ctypes.c_int32),
+        ("ndim", ctypes.c_int32),
+        ("code", ctypes.c_uint8),
+        ("bits", ctypes.c_uint8),
+        ("lanes", ctypes.c_uint16),
+        ("shape", ctypes.POINTER(ctypes.c_int64)),
+        ("strides", ctypes.POINTER(ctypes.c_int64)),
+        ("byte_offset", ctypes.c_uint64),
+    )
+
+
+_Deleter = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+
+
+class _DlManagedTensor(ctypes.Structure):
+    _fields_ = (("tensor", _DlTensor), ("context", ctypes.c_void_p), ("deleter", _Deleter))
+
+
+class DlpackBfloat16:
+    """A bfloat16 array with a DLPack capsule made by hand; counts how often it is given back."""
+
+    def __init__(self, array, device):
+        self.array, self.device, self.deleted = array, device, 0
+        sizes = ctypes.c_int64 * array.ndim
+        self.shape, self.strides = sizes(*array.shape), sizes(*(s // 2 for s in array.strides))
+        tensor = _DlTensor(array.ctypes.data, device, 0, array.ndim, 4, 16, 1, self.shape, self.strides, 0)
+        self.managed = _DlManagedTensor(tensor, None, _Deleter(self.delete))
+
+    def delete(self, _):
+        self.deleted += 1
+
+    def __dlpack__(self, **_):
+        new = ctypes.pythonapi.PyCapsule_New
+        new.restype, new.argtypes = ctypes.py_object, (ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p)
+        return new(ctypes.addressof(self.managed), b"dltensor", None)
+
+    def __dlpack_device__(self):
+        return (self.device, 0)
 
 
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16], ids=["float16", "bfloat16"])
@@ -75,6 +121,34 @@ def test_dlpack_and_buffers():
     )
 
 
+def test_pack_of_any_strides():
+    w = np.random.default_rng(6).standard_normal((2, 3, 64)).astype(np.float32)
+    importance = np.random.default_rng(7).random((2, 64), np.float32) + 0.5
+    expected = lutkern.pack(w, "iq4_nl", importance=importance).blocks()
+    assert not np.array_equal(expected, lutkern.pack(w, "iq4_nl").blocks())
+    for strided in (np.asfortranarray(w), np.repeat(w, 2, axis=1)[:, ::2], np.repeat(w, 2, axis=2)[:, :, ::2]):
+        weighted = lutkern.pack(strided, "iq4_nl", importance=np.asfortranarray(importance))
+        assert np.array_equal(weighted.blocks(), expected)
+
+
+def test_bfloat16_enters_by_dlpack():
+    """The bits of bfloat16 as torch hands them out, NumPy itself has no DLPack of that type."""
+    brief = X.astype(ml_dtypes.bfloat16)
+    for device in (1, 3):  # of the CPU, pinned
+        for array in (brief, np.asfortranarray(brief), brief[::-1]):
+            given = DlpackBfloat16(array, device)
+            assert np.array_equal(lutkern.matmul(T, given), lutkern.matmul(T, array))
+            assert given.deleted == 1
+    assert np.array_equal(lutkern.matvec(T, DlpackBfloat16(brief[2], 1)), lutkern.matvec(T, brief[2]))
+
+
+def test_dlpack_that_is_not_handed_out():
+    array = X.copy()
+    array.flags.writeable = False
+    with pytest.raises(TypeError, match=r"^matmul: x cannot be read through DLPack: Cannot export readonly array"):
+        lutkern.matmul(T, Dlpack(array))
+
+
 def test_torch_tensors_enter_by_dlpack():
     torch = pytest.importorskip("torch", reason="torch is not installed")
     expected = lutkern.matmul(T, X)
@@ -97,6 +171,15 @@ def test_out_is_written_and_returned():
     out = np.full((4, 6), np.nan, np.float32)
     assert lutkern.matmul(T, X, out=out) is out
     assert np.array_equal(out, lutkern.matmul(T, X))
+
+
+def test_out_may_be_x():
+    t = random_tensor(by_name("q8_0"), (512, 512))
+    expected, one = lutkern.matmul(t, X), lutkern.matvec(t, X[0])
+    x = X.copy()
+    assert np.array_equal(lutkern.matmul(t, x, out=x), expected)
+    x = X[0].copy()
+    assert np.array_equal(lutkern.matvec(t, x, out=x), one)
 
 
 def test_no_tokens():
@@ -193,7 +276,21 @@ BAD = {
         ValueError,
         "pack: unknown layout 'x', expected one of: blocks",
     ),
-    "pack threads": (lambda: lutkern.pack(X, "q8_0", threads=0), ValueError, "pack: threads is 0, expected at least 1"),
+    "pack threads": (
+        lambda: lutkern.pack(X, "q8_0", threads=0),
+        ValueError,
+        "pack: threads is 0, expected 1 to 1024",
+    ),
+    "pack many threads": (
+        lambda: lutkern.pack(X, "q8_0", threads=1025),
+        ValueError,
+        "pack: threads is 1025, expected 1 to 1024",
+    ),
+    "pack threads type": (
+        lambda: lutkern.pack(X, "q8_0", threads="2"),
+        TypeError,
+        "pack: threads is str, expected a whole number",
+    ),
     "pack nan": (
         lambda: lutkern.pack(np.where(np.arange(512) == 7, np.nan, X).astype(np.float32), "q8_0"),
         ValueError,
@@ -208,6 +305,11 @@ BAD = {
         lambda: lutkern.pack(X, "q8_0", importance=np.ones(511)),
         ValueError,
         "pack: importance has shape (511,), expected (512,)",
+    ),
+    "importance device": (
+        lambda: lutkern.pack(X, "q8_0", importance=Dlpack(X[0], device=(2, 0))),
+        RuntimeError,
+        "pack: importance is on DLPack device 2, expected the CPU",
     ),
     "importance dtype": (
         lambda: lutkern.pack(X, "q8_0", importance=np.array(["a"] * 512)),

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -21,6 +24,17 @@ def test_the_readme_has_examples():
 def test_a_block_runs(number, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     exec(compile(BLOCKS[number], f"README.md block {number}", "exec"), {})
+
+
+def test_the_commands_for_c(tmp_path):
+    if shutil.which("cc") is None:
+        pytest.skip("needs cc")
+    (commands,) = re.findall(r"```\n(include=.*?)```", README, flags=re.DOTALL)
+    shutil.copy(Path(__file__).parent / "native" / "example.c", tmp_path)
+    script = f'python() {{ "{sys.executable}" "$@"; }}\nset -e\n{commands}./example'
+    result = subprocess.run(["sh", "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert result.stderr == ""
+    assert result.stdout.endswith(" rows agree\n")
 
 
 def test_the_format_table():

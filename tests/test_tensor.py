@@ -101,6 +101,14 @@ def test_what_a_tensor_says_of_itself():
     assert t.to(layout="blocks", device="cpu") is t
 
 
+@pytest.mark.parametrize("name", ["format", "shape", "nbytes"])
+def test_what_results_are_sized_by_cannot_be_set(name):
+    t = random_tensor(by_name("iq2_xxs"), (4, 512))
+    with pytest.raises(AttributeError):
+        setattr(t, name, (1, 1))
+    assert lutkern.dequantize(t).shape == (4, 512)
+
+
 def test_pickle():
     t = random_tensor(by_name("iq3_s"), (3, 300))
     again = pickle.loads(pickle.dumps(t))
@@ -167,6 +175,11 @@ BAD = {
         lambda: PackedTensor.from_blocks(Q80, "q8_0", (2, 2, 32))[2],
         IndexError,
         "index: expert 2, the weight has 2 experts",
+    ),
+    "index by a slice": (
+        lambda: PackedTensor.from_blocks(Q80, "q8_0", (2, 2, 32))[0:1],
+        TypeError,
+        "index: expert is slice, expected a whole number",
     ),
     "layout": (
         lambda: PackedTensor.from_blocks(Q80, "q8_0", (4, 32)).to(layout="rows"),

@@ -178,11 +178,13 @@ struct DlManagedTensor {
 // NumPy has no bfloat16: its bits come as uint16, zero-copy. Null for every other element type.
 py::object bfloat16_bits(py::capsule capsule) {
   constexpr int kCpu = 1;
+  constexpr int kPinned = 3;  // memory of the CPU that a GPU may read
   constexpr int kBfloat = 4;
   if (!PyCapsule_IsValid(capsule.ptr(), "dltensor")) return py::none();
   auto* managed = static_cast<DlManagedTensor*>(PyCapsule_GetPointer(capsule.ptr(), "dltensor"));
   const DlTensor& t = managed->tensor;
-  if (t.device_type != kCpu || t.dtype_code != kBfloat || t.dtype_bits != 16 || t.dtype_lanes != 1) return py::none();
+  if (t.device_type != kCpu && t.device_type != kPinned) return py::none();
+  if (t.dtype_code != kBfloat || t.dtype_bits != 16 || t.dtype_lanes != 1) return py::none();
   std::vector<py::ssize_t> shape(t.shape, t.shape + t.ndim);
   std::vector<py::ssize_t> strides(shape.size());
   py::ssize_t step = 2;

@@ -25,18 +25,47 @@ class FloatInput(NamedTuple):
     dtype: int
 
 
+class _Bfloat16Bits(np.ndarray[Any, Any]):
+    """A uint16 array that is known to hold bfloat16."""
+
+
 def _from_dlpack(operation: str, name: str, x: Any) -> npt.NDArray[Any]:
     device = x.__dlpack_device__()[0]
     if device not in _CPU_DEVICES:
         raise RuntimeError(f"{operation}: {name} is on DLPack device {int(device)}, expected the CPU")
-    bits = _core.bfloat16_bits(x.__dlpack__())
-    if bits is not None:
-        return np.asarray(bits).view(_Bfloat16Bits)
-    return np.from_dlpack(x)
+    try:
+        bits = _core.bfloat16_bits(x.__dlpack__())
+        if bits is not None:
+            return np.asarray(bits).view(_Bfloat16Bits)
+        return np.from_dlpack(x)
+    except (BufferError, RuntimeError) as error:
+        # The other library does not hand it out (gradients, read-only memory), or NumPy has no such element type.
+        raise TypeError(f"{operation}: {name} cannot be read through DLPack: {error}") from error
 
 
-class _Bfloat16Bits(np.ndarray[Any, Any]):
-    """A uint16 array that is known to hold bfloat16."""
+def _read(operation: str, name: str, x: Any) -> npt.NDArray[Any]:
+    if isinstance(x, np.ndarray):
+        return x
+    if hasattr(x, "__dlpack__") and hasattr(x, "__dlpack_device__"):
+        return _from_dlpack(operation, name, x)
+    return np.asarray(x)
+
+
+def as_array(operation: str, name: str, x: Any) -> npt.NDArray[Any]:
+    """Return `x`, a NumPy array, a DLPack array, a buffer or lists of numbers, as a NumPy array; bfloat16 as float32.
+
+    Raises
+    ------
+    TypeError
+        If DLPack cannot read it.
+    RuntimeError
+        If `x` is not in CPU memory.
+    """
+    array = _read(operation, name, x)
+    if isinstance(array, _Bfloat16Bits) or array.dtype.name == "bfloat16":
+        bits = np.asarray(array.view(np.uint16))
+        return (bits.astype(np.uint32) << 16).view(np.float32)
+    return array
 
 
 def float_input(operation: str, name: str, x: Any) -> FloatInput:
@@ -49,12 +78,7 @@ def float_input(operation: str, name: str, x: Any) -> FloatInput:
     RuntimeError
         If `x` is not in CPU memory.
     """
-    if isinstance(x, np.ndarray):
-        array = x
-    elif hasattr(x, "__dlpack__") and hasattr(x, "__dlpack_device__"):
-        array = _from_dlpack(operation, name, x)
-    else:
-        array = np.asarray(x)
+    array = _read(operation, name, x)
     if not array.dtype.isnative:
         array = array.astype(array.dtype.newbyteorder("="))
     if array.dtype == np.float32:

@@ -33,7 +33,7 @@ __all__ = ["GgufFile", "Metadata", "TensorInfo", "open_gguf", "write_gguf"]
 SHARD_NAME = re.compile(r"(?P<stem>.*)-(?P<no>[0-9]{5})-of-(?P<count>[0-9]{5})\.gguf", re.DOTALL)
 
 
-def open_gguf(path: str | os.PathLike[str]) -> GgufFile:
+def open_gguf(path: str | bytes | os.PathLike[str]) -> GgufFile:
     """Open a GGUF file, or all shards of a split one given any of them, for reading.
 
     Parameters
@@ -67,8 +67,8 @@ class GgufFile(Mapping[str, PackedTensor]):
     shard. After `close()` tensors that were taken out stay valid, the file object itself raises ValueError.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = os.fspath(path)
+    def __init__(self, path: str | bytes | os.PathLike[str]) -> None:
+        self.path = os.fsdecode(path)
         shards: list[Shard] = []
         try:
             self.shard_paths = _open_all(self.path, shards)

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from . import _core
-from .arrays import expect_dimensions, float_input, output
+from .arrays import as_array, expect_dimensions, float_input, output
 from .ops import _expect_tensor
 from .tensor import PackedTensor
 
@@ -16,7 +16,7 @@ _ACTIVATIONS = {None: 0, "silu": 1, "gelu": 2, "relu2": 3}  # lutkern_activation
 
 
 def _ids_input(expert_ids: Any) -> npt.NDArray[np.int32]:
-    ids = np.asarray(expert_ids)
+    ids = as_array("moe", "expert_ids", expert_ids)
     if ids.dtype.kind not in "iu":
         raise TypeError(f"moe: expert_ids is {ids.dtype}, expected integers")
     expect_dimensions("moe", "expert_ids", ids, 2)
@@ -27,12 +27,25 @@ def _ids_input(expert_ids: Any) -> npt.NDArray[np.int32]:
 
 
 def _weights_input(expert_weights: Any, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
-    weights = np.asarray(expert_weights)
-    if weights.dtype.kind != "f" and weights.dtype.name != "bfloat16":
+    weights = as_array("moe", "expert_weights", expert_weights)
+    if weights.dtype.kind != "f":
         raise TypeError(f"moe: expert_weights is {weights.dtype}, expected float32")
     if weights.shape != shape:
         raise ValueError(f"moe: expert_weights has shape {weights.shape}, expert_ids has {shape}")
     return np.ascontiguousarray(weights, np.float32)
+
+
+def _expect_projections(*projections: Any) -> None:
+    for t in projections:
+        _expect_tensor("moe", t)
+        if len(t.shape) != 3:
+            raise ValueError(f"moe: a weight has shape {t.shape}, expected (experts, rows, cols)")
+
+
+def _number_of(activation: str | None) -> int:
+    if activation is not None and (not isinstance(activation, str) or activation not in _ACTIVATIONS):
+        raise ValueError(f"moe: unknown activation {activation!r}, expected one of: silu, gelu, relu2, None")
+    return _ACTIVATIONS[activation]
 
 
 def moe(
@@ -70,7 +83,7 @@ def moe(
     exact
         Use float activations throughout instead of int8, see `matvec`.
     out
-        Where to write: float32, C-contiguous, (tokens, hidden).
+        Where to write: float32, C-contiguous, (tokens, hidden); may be `x` itself.
 
     Raises
     ------
@@ -79,12 +92,8 @@ def moe(
     TypeError
         If an element type does not fit.
     """
-    for t in (up, down) if gate is None else (gate, up, down):
-        _expect_tensor("moe", t)
-        if len(t.shape) != 3:
-            raise ValueError(f"moe: a weight has shape {t.shape}, expected (experts, rows, cols)")
-    if activation not in _ACTIVATIONS:
-        raise ValueError(f"moe: unknown activation {activation!r}, expected one of: silu, gelu, relu2, None")
+    _expect_projections(*((up, down) if gate is None else (gate, up, down)))
+    activation_number = _number_of(activation)
     data, dtype = float_input("moe", "x", x)
     expect_dimensions("moe", "x", data, 2)
     ids = _ids_input(expert_ids)
@@ -92,16 +101,8 @@ def moe(
         raise ValueError(f"moe: expert_ids has {ids.shape[0]} rows, x has {data.shape[0]}")
     weights = _weights_input(expert_weights, ids.shape)
     result = output("moe", out, (data.shape[0], down.shape[1]))
-    _core.moe(
-        data,
-        dtype,
-        ids,
-        weights,
-        None if gate is None else gate._handle,
-        up._handle,
-        down._handle,
-        _ACTIVATIONS[activation],
-        exact,
-        result,
-    )
+    if out is not None and np.may_share_memory(result, data):
+        data = data.copy()  # many tokens are worked on in parts, and a part must not overwrite the input of the next
+    gate_handle = None if gate is None else gate._handle
+    _core.moe(data, dtype, ids, weights, gate_handle, up._handle, down._handle, activation_number, exact, result)
     return result

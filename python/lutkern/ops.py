@@ -9,8 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from . import _core
-from .arrays import expect_dimensions, float_input, output
+from .arrays import as_array, expect_dimensions, float_input, output
 from .formats import Format, find_format
+from .runtime import thread_count
 from .tensor import PackedTensor
 
 
@@ -106,7 +107,7 @@ def matmul(
 def _importance_input(importance: Any, shape: tuple[int, ...]) -> npt.NDArray[np.float32] | None:
     if importance is None:
         return None
-    array = np.asarray(importance)
+    array = as_array("pack", "importance", importance)
     if array.dtype.kind not in "fiu":
         raise TypeError(f"pack: importance is {array.dtype}, expected float32")
     expected = (*shape[:-2], shape[-1])
@@ -154,8 +155,7 @@ def pack(
     fmt = find_format(fmt)
     if layout != "blocks":
         raise ValueError(f"pack: unknown layout {layout!r}, expected one of: blocks")
-    if threads is not None and threads < 1:
-        raise ValueError(f"pack: threads is {threads}, expected at least 1")
+    n_threads = thread_count("pack", threads)
     data, dtype = float_input("pack", "w", w)
     expect_dimensions("pack", "w", data, 2, 3)
     shape = data.shape
@@ -165,7 +165,7 @@ def pack(
     blocks = np.empty((*shape[:-1], fmt.row_bytes(shape[-1])), np.uint8)
     experts = shape[0] if len(shape) == 3 else 1
     rows = data.reshape(-1, shape[-1])
-    replaced = _core.pack(fmt.ggml_type, experts, rows, dtype, weights, blocks, threads or 0)
+    replaced = _core.pack(fmt.ggml_type, experts, rows, dtype, weights, blocks, n_threads)
     if replaced:
         warnings.warn(
             f"pack: {replaced} of {experts * shape[-1]} entries of importance are not finite and positive, replaced by "

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import operator
 import os
 import platform
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from . import _core
 from .formats import Format, find_format, formats
 
 _OPERATIONS = {"dequantize": 0, "matvec": 1, "matmul": 2, "moe": 3, "pack": 4}  # lutkern_operation
+_MAX_THREADS = 1024  # of lutkern_set_num_threads
 _VERBS = {"dequantize": "dequantize", "matvec": "gemv", "matmul": "gemm", "moe": "gemm", "pack": "pack"}
 
 
@@ -37,9 +41,13 @@ def use_isa(name: str | None) -> None:
     ------
     ValueError
         If the name is unknown; the text lists the valid ones.
+    TypeError
+        If it is no text.
     RuntimeError
         If the processor does not have it.
     """
+    if name is not None and not isinstance(name, str):
+        raise TypeError(f"use_isa: name is {type(name).__name__}, expected a str or None")
     _core.use_isa(name)
 
 
@@ -57,10 +65,23 @@ def set_num_threads(n: int | None) -> None:
     ------
     ValueError
         If `n` is not from 1 to 1024.
+    TypeError
+        If `n` is no whole number.
     """
-    if n is not None and n < 1:
-        raise ValueError(f"set_num_threads: got {n}, expected 1 to 1024")
-    _core.set_num_threads(n or 0)
+    _core.set_num_threads(thread_count("set_num_threads", n))
+
+
+def thread_count(operation: str, n: int | None) -> int:
+    """Return `n` as the native side takes it, 0 for None; ValueError or TypeError if it is no number of threads."""
+    if n is None:
+        return 0
+    try:
+        count = operator.index(n)
+    except TypeError:
+        raise TypeError(f"{operation}: threads is {type(n).__name__}, expected a whole number") from None
+    if not 1 <= count <= _MAX_THREADS:
+        raise ValueError(f"{operation}: threads is {count}, expected 1 to {_MAX_THREADS}")
+    return count
 
 
 def num_threads() -> int:
@@ -86,7 +107,7 @@ def supports(fmt: str | Format, op: str, device: str = "cpu") -> str | None:
         If a name is unknown.
     """
     fmt = find_format(fmt)
-    if op not in _OPERATIONS:
+    if not isinstance(op, str) or op not in _OPERATIONS:
         raise ValueError(f"supports: unknown operation {op!r}, expected one of: {', '.join(_OPERATIONS)}")
     known = [d.name for d in devices()]
     if device not in known:
@@ -96,7 +117,14 @@ def supports(fmt: str | Format, op: str, device: str = "cpu") -> str | None:
 
 
 def info() -> dict[str, Any]:
-    """Return what was built, what was found and what is chosen, as a dictionary that JSON can hold."""
+    """Return what was built, what was found and what is chosen, as a dictionary that JSON can hold.
+
+    Raises
+    ------
+    ValueError
+        If ``LUTKERN_ISA`` or ``LUTKERN_NUM_THREADS`` is wrong, as every operation does.
+    """
+    expect_environment()
     return {
         "version": _core.version,
         "machine": platform.machine(),
@@ -114,6 +142,11 @@ def info() -> dict[str, Any]:
             for fmt in formats()
         },
     }
+
+
+def expect_environment() -> None:
+    """Raise ValueError if an environment variable is wrong and the program has not chosen otherwise."""
+    _core.quantize_activations(np.zeros(1, np.float32), 0)  # the smallest operation: each one checks
 
 
 def get_include() -> str:

@@ -20,7 +20,7 @@ from . import _core
 from .formats import formats
 from .moe import moe
 from .ops import dequantize, matmul, matvec
-from .runtime import info, isas, use_isa
+from .runtime import expect_environment, info, isas, use_isa
 from .tensor import PackedTensor
 
 _Check = tuple[str, str, str | None]  # format, operation, error
@@ -74,7 +74,13 @@ def run(progress: Callable[[str], None] | None = None) -> dict[str, Any]:
     dict
         ``ok``: whether all passed; ``results``: one dict with ``format``, ``isa``, ``op``, ``ok`` and ``error`` for
         each check; ``machine``, ``version``. JSON can hold it.
+
+    Raises
+    ------
+    ValueError
+        If ``LUTKERN_ISA`` or ``LUTKERN_NUM_THREADS`` is wrong.
     """
+    expect_environment()
     golden = json.loads(resources.files(__package__).joinpath("golden.json").read_text())
     before = _core.current_isa()
     results = []

@@ -24,10 +24,11 @@ class PackedTensor:
     stay alive with the tensor. Rows are outputs, cols are inputs.
     """
 
-    __slots__ = ("_blocks", "_handle", "format", "shape")
+    __slots__ = ("_blocks", "_format", "_handle", "_shape")
 
-    format: Format
-    shape: tuple[int, ...]
+    # Read-only from outside: results are made in this shape, and kernels write as many rows as the handle has.
+    _format: Format
+    _shape: tuple[int, ...]
     _blocks: npt.NDArray[np.uint8]
     _handle: _core.Tensor
 
@@ -75,11 +76,21 @@ class PackedTensor:
     ) -> PackedTensor:
         self = object.__new__(cls)
         self._blocks = blocks
-        self.format = fmt
-        self.shape = shape
+        self._format = fmt
+        self._shape = shape
         experts = shape[0] if len(shape) == 3 else 1
         self._handle = handle or _core.Tensor(fmt.ggml_type, experts, shape[-2], shape[-1], blocks)
         return self
+
+    @property
+    def format(self) -> Format:
+        """The format; ``str(t.format)`` is its name."""
+        return self._format
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(rows, cols) or (experts, rows, cols), without padding."""
+        return self._shape
 
     @property
     def nbytes(self) -> int:
@@ -133,12 +144,17 @@ class PackedTensor:
         ------
         IndexError
             If there is no such expert.
+        TypeError
+            If `expert` is no whole number.
         ValueError
             If the weight has no experts.
         """
         if len(self.shape) != 3:
             raise ValueError(f"index: the weight has shape {self.shape}, expected (experts, rows, cols)")
-        index = operator.index(expert)
+        try:
+            index = operator.index(expert)
+        except TypeError:
+            raise TypeError(f"index: expert is {type(expert).__name__}, expected a whole number") from None
         if not -self.shape[0] <= index < self.shape[0]:
             raise IndexError(f"index: expert {index}, the weight has {self.shape[0]} experts")
         index %= self.shape[0]

@@ -58,6 +58,8 @@ void wrong_formats(const Calls& c) {
   c.expect(lutkern_format_at(25, &f), LUTKERN_ERROR_VALUE, "format: index is 25, expected 0 to 24");
   c.expect(lutkern_find_format("iq9", &f), LUTKERN_ERROR_VALUE, "format: unknown format 'iq9'");
   c.expect(lutkern_find_format(nullptr, &f), LUTKERN_ERROR_VALUE, "format: unknown format ''");
+  c.expect(lutkern_format_at(0, nullptr), LUTKERN_ERROR_VALUE, "format: out is null");
+  c.expect(lutkern_find_format("q4_0", nullptr), LUTKERN_ERROR_VALUE, "format: out is null");
   if (!untouched(&f, sizeof(f))) fail("the format was written");
   if (lutkern_row_bytes(3000, 64) != 0 || lutkern_row_bytes(c.f.ggml_type, 0) != 0) fail("row_bytes of nothing");
   if (lutkern_row_bytes(c.f.ggml_type, INT64_MAX) != 0) fail("row_bytes of too much");
@@ -84,6 +86,7 @@ void wrong_tensors(const Calls& c) {
   c.expect(lutkern_tensor_init(nullptr, type, 1, 5, 64, data, n), LUTKERN_ERROR_VALUE, "tensor: out is null");
   c.expect(lutkern_tensor_expert(&c.w.tensor, 1, &t), LUTKERN_ERROR_VALUE, "tensor: expert is 1, expected 0 to 0");
   c.expect(lutkern_tensor_expert(&c.w.tensor, -1, &t), LUTKERN_ERROR_VALUE, "tensor: expert is -1, expected 0 to 0");
+  c.expect(lutkern_tensor_expert(&c.w.tensor, 0, nullptr), LUTKERN_ERROR_VALUE, "tensor: out is null");
   c.expect(lutkern_tensor_expert(nullptr, 0, &t), LUTKERN_ERROR_VALUE, "tensor: the weight is null, expected a weight");
   if (!untouched(&t, sizeof(t))) fail("the tensor was written");
 }
@@ -137,6 +140,11 @@ void wrong_inputs(const Calls& c) {
   x.rows = INT64_MAX;
   c.expect(lutkern_matmul(&w, &x, c.out.get(), nullptr), LUTKERN_ERROR_VALUE,
            "matmul: x has 9223372036854775807 tokens, expected less than 2^31");
+  x.data = nullptr;
+  x.cols = INT64_MAX;
+  x.row_stride = INT64_MAX;
+  c.expect(lutkern_matmul(&w, &x, c.out.get(), nullptr), LUTKERN_ERROR_VALUE, "matmul: x is null");
+  x = c.x.matrix;
   x.rows = 0;
   check_ok(lutkern_matmul(&w, &x, nullptr, nullptr));  // nothing to do
 }
