@@ -58,6 +58,7 @@ lutkern_status check_isa(const char* source, const char* name) {
 // program chooses by use_isa or set_num_threads.
 struct Environment {
   char isa_error[sizeof(g_error)] = "";
+  lutkern_status isa_status = LUTKERN_OK;
   char threads_error[sizeof(g_error)] = "";
   // Whether a text is in force: operations on other threads may be reading it.
   std::atomic<bool> isa_wrong{false};
@@ -71,7 +72,8 @@ struct Environment {
     }
     const char* isa = getenv("LUTKERN_ISA");
     if (!isa || !*isa) return;
-    if (check_isa("LUTKERN_ISA", isa) == LUTKERN_OK) {
+    isa_status = check_isa("LUTKERN_ISA", isa);
+    if (isa_status == LUTKERN_OK) {
       use_isa(isa);
     } else {
       memcpy(isa_error, g_error, sizeof(isa_error));
@@ -87,7 +89,7 @@ Environment& environment() {
 
 lutkern_status check_environment() {
   const Environment& e = environment();
-  if (e.isa_wrong) return fail(LUTKERN_ERROR_VALUE, "%s", e.isa_error);
+  if (e.isa_wrong) return fail(e.isa_status, "%s", e.isa_error);
   return e.threads_wrong ? fail(LUTKERN_ERROR_VALUE, "%s", e.threads_error) : LUTKERN_OK;
 }
 
@@ -125,7 +127,9 @@ lutkern_status check_weight(const char* op, const char* what, const lutkern_tens
   if (!t || !t->data) return fail(LUTKERN_ERROR_VALUE, "%s: %s is null, expected a weight", op, what);
   FormatId id{};
   const FormatInfo* info = find_type(t->ggml_type, &id);
-  if (!info) return fail(LUTKERN_ERROR_VALUE, "%s: %s has the unknown ggml type %d", op, what, t->ggml_type);
+  if (!info)
+    return fail(LUTKERN_ERROR_VALUE, "%s: %s has the unknown ggml type %d, expected one of lutkern_format_at", op, what,
+                t->ggml_type);
   if (t->layout != LUTKERN_BLOCKS) {
     return fail(LUTKERN_ERROR_VALUE, "%s: %s has the layout %d, expected blocks (0)", op, what, t->layout);
   }
@@ -155,7 +159,7 @@ lutkern_status check_matrix(const char* op, const char* what, const lutkern_matr
     return fail(LUTKERN_ERROR_VALUE, "%s: %s is %lld x %lld with a row stride of %lld", op, what, number(m.rows),
                 number(m.cols), number(m.row_stride));
   }
-  if (!m.data && m.rows > 0 && m.cols > 0) return fail(LUTKERN_ERROR_VALUE, "%s: %s is null", op, what);
+  if (!m.data && m.rows > 0 && m.cols > 0) return fail(LUTKERN_ERROR_VALUE, "%s: %s is null, expected data", op, what);
   *out = Matrix{m.data, static_cast<Dtype>(m.dtype), m.rows, m.cols, m.row_stride};
   return LUTKERN_OK;
 }
@@ -173,7 +177,7 @@ lutkern_status multiply(const char* op, const lutkern_tensor* weight, const lutk
   Weight w{};
   Matrix m{};
   if (const lutkern_status status = check_weight(op, "the weight", weight, &w)) return status;
-  if (!x) return fail(LUTKERN_ERROR_VALUE, "%s: x is null", op);
+  if (!x) return fail(LUTKERN_ERROR_VALUE, "%s: x is null, expected a matrix", op);
   if (const lutkern_status status = check_matrix(op, "x", *x, &m)) return status;
   if (w.experts != 1) {
     return fail(LUTKERN_ERROR_VALUE, "%s: the weight has %lld experts, expected one matrix: index it", op,
@@ -192,7 +196,7 @@ lutkern_status multiply(const char* op, const lutkern_tensor* weight, const lutk
     return fail(LUTKERN_ERROR_VALUE, "%s: rows %lld to %lld, the weight has %lld", op, number(begin), number(end),
                 number(w.rows));
   }
-  if (!out && m.rows > 0) return fail(LUTKERN_ERROR_VALUE, "%s: out is null", op);
+  if (!out && m.rows > 0) return fail(LUTKERN_ERROR_VALUE, "%s: out is null, expected room for the result", op);
   return m.rows == 0 || matmul(w, m, exact_of(options), begin, end, out, runner_of(options)) ? LUTKERN_OK
                                                                                              : no_memory(op);
 }
@@ -230,7 +234,7 @@ lutkern_status check_moe(const lutkern_moe_args& a, Weight* gate, Weight* up, We
   if (const lutkern_status status = check_matrix("moe", "x", a.x, x)) return status;
   if (const lutkern_status status = check_moe_shapes(a.gate ? gate : nullptr, *up, *down, *x)) return status;
   if (a.activation < LUTKERN_ACTIVATION_NONE || a.activation > LUTKERN_ACTIVATION_RELU2) {
-    return fail(LUTKERN_ERROR_VALUE, "moe: unknown activation %d", a.activation);
+    return fail(LUTKERN_ERROR_VALUE, "moe: unknown activation %d, expected 0 to 3", a.activation);
   }
   if (a.k < 0 || (a.k > 0 && x->rows > INT32_MAX / a.k)) {
     return fail(LUTKERN_ERROR_VALUE, "moe: %lld tokens of %lld experts each, expected less than 2^31 pairs",
@@ -240,7 +244,7 @@ lutkern_status check_moe(const lutkern_moe_args& a, Weight* gate, Weight* up, We
   if (pairs > 0 && (!a.expert_ids || !a.expert_weights)) {
     return fail(LUTKERN_ERROR_VALUE, "moe: expert_ids or expert_weights is null");
   }
-  if (!a.out && x->rows > 0) return fail(LUTKERN_ERROR_VALUE, "moe: out is null");
+  if (!a.out && x->rows > 0) return fail(LUTKERN_ERROR_VALUE, "moe: out is null, expected room for the result");
   for (int64_t i = 0; i < pairs; ++i) {
     if (a.expert_ids[i] < 0 || a.expert_ids[i] >= up->experts) {
       return fail(LUTKERN_ERROR_VALUE, "moe: expert_ids[%lld, %lld] is %d, expected 0 to %lld", number(i / a.k),
@@ -253,7 +257,8 @@ lutkern_status check_moe(const lutkern_moe_args& a, Weight* gate, Weight* up, We
 lutkern_status check_pack(int32_t ggml_type, int64_t experts, const lutkern_matrix* w, const void* out,
                           size_t out_bytes, FormatId* format, Matrix* m) {
   const FormatInfo* info = find_type(ggml_type, format);
-  if (!info) return fail(LUTKERN_ERROR_VALUE, "pack: unknown ggml type %d", ggml_type);
+  if (!info)
+    return fail(LUTKERN_ERROR_VALUE, "pack: unknown ggml type %d, expected one of lutkern_format_at", ggml_type);
   if (!packer(*format).row) return fail(LUTKERN_ERROR_VALUE, "pack: %s can be read but not packed", info->name);
   if (!w || !out) return fail(LUTKERN_ERROR_VALUE, "pack: w or out is null");
   if (const lutkern_status status = check_matrix("pack", "w", *w, m)) return status;
@@ -299,7 +304,8 @@ lutkern_status lutkern_find_format(const char* name, lutkern_format* out) {
       return LUTKERN_OK;
     }
   }
-  return fail(LUTKERN_ERROR_VALUE, "format: unknown format '%.32s'", name ? name : "");
+  return fail(LUTKERN_ERROR_VALUE, "format: unknown format '%.32s', expected a name of lutkern_format_at",
+              name ? name : "");
 }
 
 int64_t lutkern_row_bytes(int32_t ggml_type, int64_t cols) {

@@ -106,7 +106,7 @@ typedef struct lutkern_moe_args {
   const lutkern_tensor* up;
   const lutkern_tensor* down;
   lutkern_matrix x;            /* tokens x hidden */
-  const int32_t* expert_ids;   /* tokens x k */
+  const int32_t* expert_ids;   /* tokens x k; must not change during the call */
   const float* expert_weights; /* tokens x k */
   int64_t k;
   int32_t activation; /* lutkern_activation */

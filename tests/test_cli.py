@@ -141,13 +141,27 @@ def test_interruption(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFix
 
 
 def test_the_reader_may_go_away() -> None:
-    program = [sys.executable, "-m", "lutkern.cli", "info", "--json"]
+    program = [sys.executable, "-m", "lutkern", "info", "--json"]
     with subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout is not None
         assert process.stderr is not None
         process.stdout.close()
         assert process.stderr.read() == b""
         assert process.wait() == 141
+
+
+def test_closed_streams() -> None:
+    for close, arguments, code in (("1>&-", "info", 0), ("2>&-", "inspect none.gguf", 2), ("1>&- 2>&-", "info", 0)):
+        command = f'"{sys.executable}" -m lutkern {arguments} {close}'
+        result = subprocess.run(["sh", "-c", command], capture_output=True, text=True, timeout=60)
+        assert (result.returncode, result.stderr) == (code, "")
+
+
+def test_json_is_ascii(capsys: pytest.CaptureFixture[str]) -> None:
+    cli._print_json({"text": "\u00e9\ud83d\ude00 \udce9"})
+    out = capsys.readouterr().out
+    assert out.isascii()
+    assert json.loads(out) == {"text": "\u00e9\U0001f600 \udce9"}
 
 
 @pytest.mark.parametrize("arguments", [[], ["nonsense"], ["inspect"], ["demo", "--tokens", "many"]])

@@ -7,6 +7,7 @@ of the output went away.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import sys
@@ -22,6 +23,9 @@ _FAILED, _ERROR, _INTERRUPTED, _BROKEN_PIPE = 1, 2, 130, 141
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line with `arguments` (default: those of the process); the exit code."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by the caller
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         # Generated text and metadata may hold characters that the terminal's encoding lacks.
         reconfigure = getattr(stream, "reconfigure", None)
@@ -34,15 +38,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except KeyboardInterrupt:
-        print("lutkern: interrupted", file=sys.stderr)
+        _complain("interrupted")
         return _INTERRUPTED
     except BrokenPipeError:
         # The interpreter flushes stdout once more at exit; it must not find the closed pipe.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return _BROKEN_PIPE
     except (ValueError, TypeError, OSError, RuntimeError, ImportError, MemoryError) as error:
-        print(f"lutkern: {_one_line(error)}", file=sys.stderr)
+        _complain(_one_line(error))
         return _ERROR
+
+
+def _complain(text: str) -> None:
+    with contextlib.suppress(OSError):  # nobody reads stderr: the exit code still tells
+        print(f"lutkern: {text}", file=sys.stderr, flush=True)
 
 
 def _one_line(error: BaseException) -> str:
@@ -78,7 +87,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _print_json(value: Any) -> None:
-    print(json.dumps(value, indent=2, ensure_ascii=False))
+    print(json.dumps(value, indent=2))
 
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[object]], right: str = "") -> str:
@@ -199,7 +208,3 @@ def _error(value: Any) -> str:
     if value is None:
         return ""
     return f"{value:.3g}" if isinstance(value, float) else str(value)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

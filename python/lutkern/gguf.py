@@ -36,6 +36,9 @@ SHARD_NAME = re.compile(r"(?P<stem>.*)-(?P<no>[0-9]{5})-of-(?P<count>[0-9]{5})\.
 def open_gguf(path: str | bytes | os.PathLike[str]) -> GgufFile:
     """Open a GGUF file, or all shards of a split one given any of them, for reading.
 
+    The files are mapped into memory: while they or tensors from them are in use, replace them only by renaming. A
+    program that reads a mapped file which another one cut short is ended by the system (SIGBUS).
+
     Parameters
     ----------
     path

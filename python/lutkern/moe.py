@@ -20,10 +20,11 @@ def _ids_input(expert_ids: Any) -> npt.NDArray[np.int32]:
     if ids.dtype.kind not in "iu":
         raise TypeError(f"moe: expert_ids is {ids.dtype}, expected integers")
     expect_dimensions("moe", "expert_ids", ids, 2)
-    narrow = ids.astype(np.int32, order="C", copy=False)
+    # A copy: nobody may change an id between its check and its use.
+    narrow = ids.astype(np.int32, order="C")
     if ids.dtype != np.int32 and not np.array_equal(narrow, ids):
         raise ValueError(f"moe: expert_ids reach from {ids.min()} to {ids.max()}, expected 32-bit numbers")
-    return np.ascontiguousarray(narrow)
+    return narrow
 
 
 def _weights_input(expert_weights: Any, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:

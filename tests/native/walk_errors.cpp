@@ -56,8 +56,10 @@ void wrong_formats(const Calls& c) {
   memset(&f, kUntouched, sizeof(f));
   c.expect(lutkern_format_at(-1, &f), LUTKERN_ERROR_VALUE, "format: index is -1, expected 0 to 24");
   c.expect(lutkern_format_at(25, &f), LUTKERN_ERROR_VALUE, "format: index is 25, expected 0 to 24");
-  c.expect(lutkern_find_format("iq9", &f), LUTKERN_ERROR_VALUE, "format: unknown format 'iq9'");
-  c.expect(lutkern_find_format(nullptr, &f), LUTKERN_ERROR_VALUE, "format: unknown format ''");
+  c.expect(lutkern_find_format("iq9", &f), LUTKERN_ERROR_VALUE,
+           "format: unknown format 'iq9', expected a name of lutkern_format_at");
+  c.expect(lutkern_find_format(nullptr, &f), LUTKERN_ERROR_VALUE,
+           "format: unknown format '', expected a name of lutkern_format_at");
   c.expect(lutkern_format_at(0, nullptr), LUTKERN_ERROR_VALUE, "format: out is null");
   c.expect(lutkern_find_format("q4_0", nullptr), LUTKERN_ERROR_VALUE, "format: out is null");
   if (!untouched(&f, sizeof(f))) fail("the format was written");
@@ -72,7 +74,7 @@ void wrong_tensors(const Calls& c) {
   lutkern_tensor t;
   memset(&t, kUntouched, sizeof(t));
   c.expect(lutkern_tensor_init(&t, 3000, 1, 5, 64, data, n), LUTKERN_ERROR_VALUE,
-           "tensor: the weight has the unknown ggml type 3000");
+           "tensor: the weight has the unknown ggml type 3000, expected one of lutkern_format_at");
   c.expect(lutkern_tensor_init(&t, type, 1, 5, 64, nullptr, n), LUTKERN_ERROR_VALUE,
            "tensor: the weight is null, expected a weight");
   c.expect(lutkern_tensor_init(&t, type, 1, 5, 64, data, n - 1), LUTKERN_ERROR_VALUE,
@@ -113,11 +115,13 @@ void wrong_weights(const Calls& c) {
 
 void wrong_inputs(const Calls& c) {
   const lutkern_tensor& w = c.w.tensor;
-  c.expect(lutkern_matvec(&w, nullptr, c.out.get(), nullptr), LUTKERN_ERROR_VALUE, "matvec: x is null");
+  c.expect(lutkern_matvec(&w, nullptr, c.out.get(), nullptr), LUTKERN_ERROR_VALUE,
+           "matvec: x is null, expected a matrix");
   c.expect(lutkern_matvec(&w, &c.x.matrix, c.out.get(), nullptr), LUTKERN_ERROR_VALUE,
            "matvec: x has 2 rows, expected 1");
   lutkern_matrix x = c.row();
-  c.expect(lutkern_matvec(&w, &x, nullptr, nullptr), LUTKERN_ERROR_VALUE, "matvec: out is null");
+  c.expect(lutkern_matvec(&w, &x, nullptr, nullptr), LUTKERN_ERROR_VALUE,
+           "matvec: out is null, expected room for the result");
   x.cols = 63;
   c.expect(lutkern_matvec(&w, &x, c.out.get(), nullptr), LUTKERN_ERROR_VALUE,
            "matvec: x has 63 columns, the weight has 64");
@@ -127,7 +131,7 @@ void wrong_inputs(const Calls& c) {
            "matvec: x has the dtype 3, expected float32, float16 or bfloat16");
   x = c.row();
   x.data = nullptr;
-  c.expect(lutkern_matvec(&w, &x, c.out.get(), nullptr), LUTKERN_ERROR_VALUE, "matvec: x is null");
+  c.expect(lutkern_matvec(&w, &x, c.out.get(), nullptr), LUTKERN_ERROR_VALUE, "matvec: x is null, expected data");
   x = c.x.matrix;
   x.row_stride = 63;
   c.expect(lutkern_matmul(&w, &x, c.out.get(), nullptr), LUTKERN_ERROR_VALUE,
@@ -143,7 +147,7 @@ void wrong_inputs(const Calls& c) {
   x.data = nullptr;
   x.cols = INT64_MAX;
   x.row_stride = INT64_MAX;
-  c.expect(lutkern_matmul(&w, &x, c.out.get(), nullptr), LUTKERN_ERROR_VALUE, "matmul: x is null");
+  c.expect(lutkern_matmul(&w, &x, c.out.get(), nullptr), LUTKERN_ERROR_VALUE, "matmul: x is null, expected data");
   x = c.x.matrix;
   x.rows = 0;
   check_ok(lutkern_matmul(&w, &x, nullptr, nullptr));  // nothing to do
@@ -193,7 +197,7 @@ void wrong_moe(Calls& c) {
   a.x.dtype = -1;
   expect(LUTKERN_ERROR_TYPE, "moe: x has the dtype -1, expected float32, float16 or bfloat16");
   a.activation = 4;
-  expect(LUTKERN_ERROR_VALUE, "moe: unknown activation 4");
+  expect(LUTKERN_ERROR_VALUE, "moe: unknown activation 4, expected 0 to 3");
   a.k = -1;
   expect(LUTKERN_ERROR_VALUE, "moe: 2 tokens of -1 experts each, expected less than 2^31 pairs");
   a.k = INT64_MAX;
@@ -203,7 +207,7 @@ void wrong_moe(Calls& c) {
   a.expert_weights = nullptr;
   expect(LUTKERN_ERROR_VALUE, "moe: expert_ids or expert_weights is null");
   a.out = nullptr;
-  expect(LUTKERN_ERROR_VALUE, "moe: out is null");
+  expect(LUTKERN_ERROR_VALUE, "moe: out is null, expected room for the result");
   for (const int32_t id : {-1, 1, INT32_MIN, INT32_MAX}) {
     c.ids[1] = id;
     char text[80];
@@ -224,7 +228,8 @@ void wrong_pack(const Calls& c) {
   const auto pack = [&](int32_t type, int64_t experts, const lutkern_matrix* m, void* to, size_t nbytes) {
     return lutkern_pack(type, experts, m, nullptr, to, nbytes, nullptr, nullptr);
   };
-  c.expect(pack(3000, 1, &w, out.get(), n), LUTKERN_ERROR_VALUE, "pack: unknown ggml type 3000");
+  c.expect(pack(3000, 1, &w, out.get(), n), LUTKERN_ERROR_VALUE,
+           "pack: unknown ggml type 3000, expected one of lutkern_format_at");
   c.expect(pack(Calls::format("q3_k").ggml_type, 1, &w, out.get(), n), LUTKERN_ERROR_VALUE,
            "pack: q3_k can be read but not packed");
   if (f.can_pack) {
