@@ -113,7 +113,7 @@ def _gguf_entry(sums: npt.NDArray[np.float32], counts: npt.NDArray[np.float32], 
         raise ValueError(f"{where} has {counts.size} counts, expected {len(rows)} as {_SUMS} has rows")
     wrong = counts[~((counts >= 0) & (counts <= 2**53))]
     if wrong.size:
-        raise ValueError(f"{where} has a count of {wrong[0]}, expected 0 to 2^53")
+        raise ValueError(f"{where} has a count of {wrong[0]:g}, expected 0 to 2^53")
     whole = np.broadcast_to(np.rint(counts.reshape(-1)).astype(np.int64), (len(rows),)).copy()
     return Entry(rows, whole, routed=len(rows) > 1, settled=True)
 
@@ -197,7 +197,7 @@ class _DatReader:
         field = f"{field} {quoted(name)}:"
         # Readers of this kind take the values of an entry with no calls as they are.
         calls = self.integer(f"{field} calls", 0, MAX_INT32) or 1
-        n_values = self.integer(f"{field} number of values", 1, max(1, (self.left - 4) // 4))
+        n_values = self.integer(f"{field} number of values", 1, MAX_INT32)
         values = np.frombuffer(self.take(4 * n_values, f"{field} values"), "<f4")
         with np.errstate(over="ignore", invalid="ignore"):
             sums = values.reshape(1, -1) * np.float32(chunk_size)
@@ -218,7 +218,7 @@ def _dat_bytes(content: Content) -> list[bytes]:
         chunks.append(struct.pack("<i", len(encoded)) + encoded + struct.pack("<ii", calls, values.size))
         chunks.append(values.tobytes())
     if not chunks:
-        raise ValueError("Importance.write: no entry has seen a token, expected at least one")
+        raise ValueError("Importance.write: no weight has seen a token, expected at least one")
     dataset = content.datasets[-1].encode("utf-8") if content.datasets else b""
     trailer = struct.pack("<ii", min(content.chunk_count, MAX_INT32), len(dataset)) + dataset
     return [struct.pack("<i", len(chunks) // 2), *chunks, trailer]
