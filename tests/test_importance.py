@@ -91,6 +91,7 @@ def test_more_numbers_than_are_squared_at_a_time(monkeypatch):
     x[[3, 30]] = np.nan
     whole, routed = collected(x), collected(x, ids)
     monkeypatch.setattr("lutkern.importance_entry.CHUNK", 40)
+    monkeypatch.setattr("lutkern.importance_entry.ROUTED_CHUNK", 40)
     for parts, expected in ((collected(x), whole), (collected(x, ids), routed)):
         np.testing.assert_allclose(parts.mean("w"), expected.mean("w"), rtol=1e-14)
         assert parts.counts("w").tolist() == expected.counts("w").tolist()

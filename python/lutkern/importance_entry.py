@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-CHUNK = 1 << 22  # numbers that are squared at a time: 32 MB
+# Numbers that are squared at a time: 1 MB stays in the cache; with experts more tokens, so that each has several.
+CHUNK, ROUTED_CHUNK = 1 << 17, 1 << 22
 
 Float64s = npt.NDArray[np.float64]
 Int64s = npt.NDArray[np.int64]
@@ -93,19 +94,18 @@ class Entry:
         """Add tokens: x (tokens, cols) of at most 32 bits, expert_ids (tokens, k), each at least 0 and less than n."""
         sums = self.sums.astype(np.float64, copy=False)
         self.sums = sums
-        step = max(1, CHUNK // x.shape[1])
+        step = max(1, (CHUNK if expert_ids is None else ROUTED_CHUNK) // x.shape[1])
         for start in range(0, len(x), step):
-            with np.errstate(invalid="ignore"):
-                squares = np.square(x[start : start + step], dtype=np.float64)
-            # Squares of 32-bit floats cannot overflow in 64 bits, so a sum that is not finite tells of an input.
-            finite = np.isfinite(squares.sum(axis=1))
-            self.skipped += len(finite) - int(np.count_nonzero(finite))
+            part = x[start : start + step]
+            finite = np.isfinite(part).all(axis=1)
             kept = slice(None) if finite.all() else finite
+            squares = np.square(part[kept], dtype=np.float64)
+            self.skipped += len(part) - len(squares)
             if expert_ids is None:
-                sums[0] += squares[kept].sum(axis=0)
-                self.counts[0] += np.count_nonzero(finite)
+                sums[0] += squares.sum(axis=0)
+                self.counts[0] += len(squares)
             else:
-                self._add_routed(sums, squares[kept], expert_ids[start : start + step][kept])
+                self._add_routed(sums, squares, expert_ids[start : start + step][kept])
 
     def _add_routed(
         self, sums: Float64s, squares: npt.NDArray[np.floating[Any]], expert_ids: npt.NDArray[np.integer[Any]]
