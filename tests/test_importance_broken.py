@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import struct
 import time
+import tracemalloc
 import warnings
 
 import numpy as np
@@ -63,6 +64,17 @@ def test_broken_legacy_files(case, tmp_path):
     content, message = BROKEN[case]
     with pytest.raises(ValueError, match=f"^Importance.read: imatrix.dat: {re.escape(message)}$"):
         read(tmp_path, content)
+
+
+def test_a_length_takes_no_memory_before_it_is_checked(tmp_path):
+    content, message = BROKEN["many values"]
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match=re.escape(message)):
+            read(tmp_path, content)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
 
 
 BROKEN_GGUF = {

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 import lutkern
-from importance_bytes import COUNTS, DENSE, EXPERTS, SUMS, collected, dat, dat_entry, i32, imatrix, read
+from gguf_bytes import U32, entry, u32
+from importance_bytes import COUNTS, DENSE, EXPERTS, SUMS, TYPE, collected, dat, dat_entry, i32, imatrix, read
 from lutkern import Importance
 
 # ---- legacy ----
@@ -53,16 +54,18 @@ def test_legacy_experts_are_taken_apart(tmp_path):
 
 
 def test_legacy_experts_meet_new_inputs(tmp_path):
-    content = dat(dat_entry("w", 2, [2, 4, 2, 2, 0, 6]))
+    content = dat(dat_entry("w", 2, [2, 4, 2, 2, 0, 6, 0, 0]))
     importance = read(tmp_path, content, chunk_size=8)
-    importance.update("w", np.full((16, 2), 2, np.float32), np.full(16, 1))
-    importance.update("w", np.full((16, 2), 2, np.float32), np.full(16, 2))
-    assert importance.counts("w").tolist() == [16, 16, 32]
-    np.testing.assert_allclose(importance.mean("w"), [[1, 2], [4, 4], [2, 3.5]])
+    for expert in (1, 2, 3):
+        importance.update("w", np.full((16, 2), 2, np.float32), np.full(16, expert))
+    assert importance.counts("w").tolist() == [16, 16, 32, 16]
+    np.testing.assert_allclose(importance.mean("w"), [[1, 2], [4, 4], [2, 3.5], [4, 4]])
     other = read(tmp_path, content, chunk_size=8)
     other.merge(importance)
-    assert other.counts("w").tolist() == [32, 16, 48]
-    np.testing.assert_allclose(other.mean("w"), [[1, 2], [4, 4], [4 / 3, 10 / 3]])
+    assert other.counts("w").tolist() == [32, 16, 48, 16]
+    np.testing.assert_allclose(other.mean("w"), [[1, 2], [4, 4], [4 / 3, 10 / 3], [4, 4]])
+    with pytest.raises(ValueError, match="expert_ids reach from 4 to 4, expected 0 to 3"):
+        read(tmp_path, content).update("w", np.ones((1, 2), np.float32), [4])
 
 
 def test_write_legacy(tmp_path):
@@ -182,6 +185,21 @@ def test_other_writers(tmp_path):
     path.write_bytes(imatrix(("w.in_sum2", (6,), [2, 4, 6, 8, 2, 2]), ("w.counts", (1,), [2])))
     with pytest.warns(RuntimeWarning, match="1 of 3 experts"):
         assert Importance.read(path).for_weight("w", (3, 9, 2)).tolist() == [[1, 2], [3, 4], [3, 4]]
+
+
+def test_what_was_read_is_independent_of_the_file(tmp_path):
+    """The file may change, sums go on in float64, and chunks add up."""
+    path = tmp_path / "w.gguf"
+    chunks = entry("imatrix.chunk_count", U32, u32(50))
+    path.write_bytes(imatrix(("w.in_sum2", (1,), [2.0**24]), ("w.counts", (1,), [4]), entries=(TYPE, chunks)))
+    importance, again = Importance.read(path), Importance.read(path)
+    with path.open("r+b") as file:
+        file.write(bytes(path.stat().st_size))
+    importance.update("w", np.ones((1, 1), np.float32))
+    assert importance.mean("w").tolist() == [(2**24 + 1) / 5]
+    importance.merge(again)
+    assert importance.mean("w").tolist() == [(2**25 + 1) / 9]
+    assert importance.chunk_count == 100
 
 
 def test_values_that_are_no_numbers_are_kept_until_they_are_used(tmp_path):

@@ -37,6 +37,12 @@ def test_what_is_whole_comes_as_it_is():
     assert broadcast[1].all()
 
 
+def test_large_and_tiny_means_stay_finite_and_positive():
+    values = collected(np.array([[3e38, 1e-30, 1]], np.float32)).for_weight("w", (2, 3))
+    limits = np.finfo(np.float32)
+    assert values.tolist() == [limits.max, limits.tiny, 1]
+
+
 def test_numbers_without_use_become_the_mean_of_the_others():
     x = inputs(9, 6)
     x[:, [1, 4]] = 0
