@@ -51,10 +51,10 @@ struct GridEffort {
 template <typename F>
 struct GridBook {
   GridTable<F::kRows, F::kKeys> table;
-  float code[F::kRows][F::kDims];  // without shift
+  int8_t code[F::kRows][F::kDims];  // without shift
 
   // level[row][j]: the level number of a code.
-  void build(const uint8_t (*level)[F::kDims], const float* value) {
+  void build(const uint8_t (*level)[F::kDims], const int8_t* value) {
     uint8_t low[F::kRows], high[F::kRows];
     for (int r = 0; r < F::kRows; ++r) {
       int key[2] = {0, 0};
@@ -508,12 +508,17 @@ class GridBlock {
   }
 
   static Floats<8> codes(const GridBook<F>& book, const Choice& choice, int b, int k) {
-    float code[8];
+    using Bytes = int8_t __attribute__((vector_size(8)));
+    using Eight = float __attribute__((vector_size(32)));
+    Bytes code;
     for (int h = 0; h < 8 / kDims; ++h) {
       const int32_t pair = choice.pair_of(b, 8 / kDims * k + h);
-      memcpy(code + h * kDims, book.code[book.table.row[pair & (kVariantBit - 1)]], sizeof book.code[0]);
+      memcpy(reinterpret_cast<char*>(&code) + h * kDims, book.code[book.table.row[pair & (kVariantBit - 1)]],
+             sizeof book.code[0]);
     }
-    const Floats<8> out = Floats<8>::load(code);
+    const Eight wide = __builtin_convertvector(code, Eight);
+    Floats<8> out;
+    memcpy(out.v, &wide, sizeof out.v);
     if (F::kVariants == 1) return out;
     return out + Floats<8>::all(F::kLevel[choice.pair_of(b, k) & kVariantBit ? F::kVariants - 1 : 0][1]);
   }
@@ -679,9 +684,9 @@ const GridBook<F>& grid_book() {
           level[r][j] = static_cast<uint8_t>(F::level_of(static_cast<uint8_t>(F::codebook().row[r] >> (8 * j))));
         }
       }
-      float value[F::kLevels];
+      int8_t value[F::kLevels];
       for (int n = 0; n < F::kLevels; ++n) {
-        value[n] = F::kLevel[0][n] - (F::kVariants == 2 ? F::kLevel[0][1] : 0.0f);
+        value[n] = static_cast<int8_t>(F::kLevel[0][n] - (F::kVariants == 2 ? F::kLevel[0][1] : 0.0f));
       }
       book.build(level, value);
     }
