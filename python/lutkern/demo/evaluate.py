@@ -129,20 +129,38 @@ def predict(base: States, packed: States, windows: list[list[int]]) -> Predictio
         sizes = f"{len(base.head)} and {len(packed.head)}"
         raise ValueError(f"demo: the vocabularies have {sizes} tokens, expected the same")
     count = sum(map(len, base.hidden))
-    base_loss, packed_loss, kl = np.empty(count), np.empty(count), np.empty(count)
-    same = np.empty(count, np.bool_)
+    found = Predictions(np.empty(count), np.empty(count), np.empty(count), np.empty(count, np.bool_))
     done = 0
     for window, x, y in zip(windows, base.hidden, packed.hidden, strict=True):
         for start in range(0, len(x), _ROWS):
-            p = log_softmax(x[start : start + _ROWS] @ base.head.T)
-            q = log_softmax(y[start : start + _ROWS] @ packed.head.T)
-            rows, truth = np.arange(len(p)), np.asarray(window[start + 1 : start + 1 + len(p)])
-            here = slice(done, done + len(p))
-            base_loss[here], packed_loss[here] = -p[rows, truth], -q[rows, truth]
-            kl[here] = (np.exp(p) * (p - q)).sum(axis=-1, dtype=np.float64)
-            same[here] = p.argmax(axis=-1) == q.argmax(axis=-1)
-            done += len(p)
-    return Predictions(base_loss, packed_loss, kl, same)
+            rows = slice(start, min(start + _ROWS, len(x)))
+            truth = np.asarray(window[rows.start + 1 : rows.stop + 1])
+            parts = _predict_rows(x[rows] @ base.head.T, y[rows] @ packed.head.T, truth)
+            here = slice(done, done + len(truth))
+            found.base_loss[here], found.packed_loss[here], found.kl[here], found.same[here] = parts
+            done += len(truth)
+    return found
+
+
+def _predict_rows(
+    base: Floats, packed: Floats, truth: NDArray[np.int64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], NDArray[np.bool_]]:
+    """Losses, KL divergence and agreement from the logits of both models, (rows, vocabulary), which are overwritten."""
+    each = np.arange(len(truth))
+    tops = [logits.argmax(axis=-1) for logits in (base, packed)]
+    for logits, top in zip((base, packed), tops, strict=True):
+        logits -= logits[each, top][:, None]
+    weights = np.exp(packed)
+    packed_log_total = np.log(weights.sum(axis=-1, dtype=np.float64))
+    np.exp(base, out=weights)
+    base_total = weights.sum(axis=-1, dtype=np.float64)
+    base_log_total = np.log(base_total)
+    base_loss, packed_loss = base_log_total - base[each, truth], packed_log_total - packed[each, truth]
+    # sum(p (log p - log q)), p = weights / total, in place: the arrays are as wide as the vocabulary.
+    base -= packed
+    base *= weights
+    kl = base.sum(axis=-1, dtype=np.float64) / base_total + packed_log_total - base_log_total
+    return base_loss, packed_loss, kl, tops[0] == tops[1]
 
 
 def compare(model: Llama, base: Ffn, packed: Ffn, windows: list[list[int]]) -> Quality:
