@@ -13,6 +13,7 @@ from ._core import version as __version__
 from .compare import Comparison, compare_files
 from .formats import Format, formats
 from .gguf import open_gguf, write_gguf
+from .importance import Importance
 from .moe import moe
 from .ops import dequantize, matmul, matvec, pack
 from .runtime import (
@@ -34,6 +35,7 @@ __all__ = [
     "Comparison",
     "Device",
     "Format",
+    "Importance",
     "PackedTensor",
     "__version__",
     "compare_files",
