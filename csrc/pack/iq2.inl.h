@@ -4,14 +4,9 @@
 //
 // The search is grid_block.h's. Here is what the three formats differ in: the codebook, how many weights share a scale,
 // how signs are stored, and the bytes.
-#include "grid_block.h"
-#include "quantisers.h"
-
-namespace lutkern {
-namespace {
 
 template <int kRowCount, int kSubCount, int kSevenSigns>
-struct Iq2 {
+struct GridIq2 {
   enum : int {
     kRows = kRowCount,
     kDims = 8,
@@ -21,13 +16,12 @@ struct Iq2 {
     kSigned = 1,
     kParity = kSevenSigns,
     kVariants = 1,
-    kVariantPerGroup = 0,
-    kEstimates = 11,
-    kTrials = 3
+    kVariantPerGroup = 0
   };
   static constexpr float kLevel[1][3] = {{8.0f, 25.0f, 43.0f}};
-  static constexpr ScaleUnits kUnits = {0.5f, 0.25f, 15};
-  static constexpr float kUsualScale = 0.045f, kFirstTrial = 0.9f, kTrialStep = 1.15f;
+  static constexpr GridUnits kUnits = {0.5f, 0.25f, 15};
+  static constexpr float kUsualScale = 0.045f;
+  static constexpr GridEffort kEffort[3] = {{11, 3, 0.9f, 1.15f, 1, 1, false}, {7, 1, 1.03f, 1.0f, 0, 1, false}, {15, 6, 0.8f, 1.1f, 2, 4, false}};
   static int level_of(uint8_t code) { return code == 8 ? 0 : code == 25 ? 1 : 2; }
 };
 
@@ -36,10 +30,10 @@ void store_scales(const int* code, Block* to) {
   for (int k = 0; k < 8; ++k) to->scale[k] = static_cast<uint8_t>(code[2 * k] | code[2 * k + 1] << 4);
 }
 
-struct Xxs : Iq2<256, 8, 1> {
+struct GridIq2Xxs : GridIq2<256, 8, 1> {
   using Block = Iq2Xxs;
   static const auto& codebook() { return kIq2XxsGrid; }
-  static void store(const GridBlock<Xxs>& from, Block* to) {
+  static void store(const GridBlock<GridIq2Xxs>& from, Block* to) {
     store_u16(to->d, from.half);
     for (int b = 0; b < 8; ++b) {
       uint32_t word = static_cast<uint32_t>(from.scale_code[b]) << 28;
@@ -52,20 +46,20 @@ struct Xxs : Iq2<256, 8, 1> {
   }
 };
 
-struct Xs : Iq2<512, 16, 1> {
+struct GridIq2Xs : GridIq2<512, 16, 1> {
   using Block = Iq2Xs;
   static const auto& codebook() { return kIq2XsGrid; }
-  static void store(const GridBlock<Xs>& from, Block* to) {
+  static void store(const GridBlock<GridIq2Xs>& from, Block* to) {
     store_u16(to->d, from.half);
     for (int i = 0; i < 32; ++i) store_u16(to->word[i], from.row[i] | (from.signs[i] & 127u) << 9);
     store_scales(from.scale_code, to);
   }
 };
 
-struct S : Iq2<1024, 16, 0> {
+struct GridIq2S : GridIq2<1024, 16, 0> {
   using Block = Iq2S;
   static const auto& codebook() { return kIq2SGrid; }
-  static void store(const GridBlock<S>& from, Block* to) {
+  static void store(const GridBlock<GridIq2S>& from, Block* to) {
     store_u16(to->d, from.half);
     for (int k = 0; k < 8; ++k) {
       int high = 0;
@@ -80,21 +74,17 @@ struct S : Iq2<1024, 16, 0> {
   }
 };
 
-}  // namespace
-
 template <>
-Packer packer_of<Iq2Xxs>() {
-  return grid_packer<Xxs>();
+constexpr Packer packer_of<Iq2Xxs>() {
+  return grid_packer<GridIq2Xxs>();
 }
 
 template <>
-Packer packer_of<Iq2Xs>() {
-  return grid_packer<Xs>();
+constexpr Packer packer_of<Iq2Xs>() {
+  return grid_packer<GridIq2Xs>();
 }
 
 template <>
-Packer packer_of<Iq2S>() {
-  return grid_packer<S>();
+constexpr Packer packer_of<Iq2S>() {
+  return grid_packer<GridIq2S>();
 }
-
-}  // namespace lutkern
