@@ -199,12 +199,12 @@ def test_files_with_importance(pair: tuple[Path, Path, dict[str, Floats], dict[s
         columns = importance.for_weight(name, originals[name].shape)
         figures = expected(originals[name], lutkern.dequantize(packed[name]), columns)
         assert by_name[name].weighted == pytest.approx(figures["weighted"], rel=1e-6)
-    assert [name for name, errors in by_name.items() if errors.weighted is None] == ["blk.0.up", "out", "norm", "table"]
+    assert {n for n, errors in by_name.items() if errors.weighted is None} == {"blk.0.up", "out", "norm", "table"}
     assert found.formats["iq2_xxs"].weighted == by_name["blk.1.up"].weighted
     assert found.formats["q8_0"].weighted is None
     wrong = lutkern.Importance()
     wrong.update("out", weight(5, 32))
-    with pytest.raises(ValueError, match=r"^Importance.for_weight: 'out' is 32 columns, the weight is 16 x 64$"):
+    with pytest.raises(ValueError, match=r"^Importance\.for_weight: 'out' is .*, the weight is 16 x 64$"):
         lutkern.compare_files(a, b, importance=wrong, model=False)
 
 

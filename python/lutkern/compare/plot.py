@@ -10,10 +10,12 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..text_table import printable
 from .tensors import Errors, TensorErrors
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
     from .files import Comparison
 
@@ -44,7 +46,13 @@ def check_plot(path: Path) -> None:
 
 
 def plot(found: Comparison, path: Path) -> None:
-    """Draw a comparison into a file: png, pdf or svg by its name.
+    """Draw a comparison into a file: png, pdf or svg by its name. Raises as `check_plot` and `draw` do."""
+    check_plot(path)
+    draw(found).savefig(path)
+
+
+def draw(found: Comparison) -> Figure:
+    """Draw a comparison: a matplotlib figure.
 
     A point for each tensor, at its bits per weight in B (points of one format stand side by side in the order of
     their names), a diamond for all tensors of a format, a star for the whole. Tensors without an error are left out.
@@ -52,19 +60,16 @@ def plot(found: Comparison, path: Path) -> None:
     Raises
     ------
     ValueError
-        If no tensor has an error, or the name does not end as a picture does.
-    OSError
-        If the file cannot be written.
+        If no tensor has an error.
     ImportError
         If matplotlib is not installed.
     """
-    check_plot(path)
-    shown = [tensor for tensor in found.tensors if _drawn(tensor.errors)]
-    if not shown:
-        raise ValueError("plot: no tensor of B differs from A by a finite error, expected at least one")
     from matplotlib import color_sequences
     from matplotlib.figure import Figure
 
+    shown = [tensor for tensor in found.tensors if _drawn(tensor.errors)]
+    if not shown:
+        raise ValueError("plot: no tensor of B differs from A by a finite error, expected at least one")
     figure = Figure(figsize=(10, 6), dpi=150, layout="constrained")
     axes = figure.add_subplot()
     lanes = _lanes({tensor.format_b: tensor.errors.bits_b for tensor in shown})
@@ -82,7 +87,7 @@ def plot(found: Comparison, path: Path) -> None:
         axes.plot(found.total.bits_b, _error(found.total), "*", color="black", ms=14, ls="none", zorder=4, label=label)
     _dress(axes, found, len(shown))
     figure.legend(loc="outside right upper", title="format of B: tensors, error", alignment="left", frameon=False)
-    figure.savefig(path)
+    return figure
 
 
 def _error(errors: Errors) -> float:
@@ -141,7 +146,8 @@ def _dress(axes: Axes, found: Comparison, n_shown: int) -> None:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda bits, _: f"{bits:g}"))
     axes.set_ylabel(f"relative {'importance-weighted ' if weighted else ''}RMS error of B against A")
     axes.grid(alpha=0.3, which="both")
-    axes.set_title(f"{Path(found.b).name} (B) against {Path(found.a).name} (A)", fontsize=11)
+    title = f"{Path(found.b).name} (B) against {Path(found.a).name} (A)"
+    axes.set_title(printable(title), fontsize=11, parse_math=False)
     notes = ["bits per weight of B (tensors of one format lie side by side, in the order of their names)"]
     if weighted and any(tensor.errors.weighted is None for tensor in found.tensors):
         notes.append("hollow points: no importance, plain RMS error")
