@@ -81,8 +81,8 @@ def draw(found: Comparison) -> Figure:
     groups = {name: found.formats[name] for name in lanes if _drawn(found.formats[name])}
     centres = [math.sqrt(math.prod(lanes[name])) for name in groups]
     errors = [_error(group) for group in groups.values()]
-    axes.plot(centres, errors, "D", ms=9, mfc="none", mec="black", mew=1.4, zorder=4, label="all of a format")
-    if _drawn(found.total):
+    axes.plot(centres, errors, "D", ms=7, mfc="none", mec="black", mew=1.2, zorder=4, label="all of a format")
+    if _drawn(found.total) and len(found.formats) > 1:
         label = f"all {found.total.tensors}, {found.total.bits_b:.2f} bits: {_error(found.total):.3g}"
         axes.plot(found.total.bits_b, _error(found.total), "*", color="black", ms=14, ls="none", zorder=4, label=label)
     _dress(axes, found, len(shown))
@@ -135,17 +135,20 @@ def _natural(name: str) -> list[tuple[int, str]]:
 
 def _dress(axes: Axes, found: Comparison, n_shown: int) -> None:
     """Scales, labels, ticks, title."""
-    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+    from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
     weighted = found.total.weighted is not None
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
-    low, high = axes.get_xlim()
-    axes.xaxis.set_major_locator(FixedLocator([bits for bits in _TICKS if low <= bits <= high]))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda bits, _: f"{bits:g}"))
+    axes.set_xlim(_widened(*axes.get_xlim(), ratio=2))
+    axes.set_ylim(_widened(*axes.get_ylim(), ratio=10))
+    axes.xaxis.set_major_locator(FixedLocator(_TICKS))
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_minor_locator(NullLocator())
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.set_ylabel(f"relative {'importance-weighted ' if weighted else ''}RMS error of B against A")
-    axes.grid(alpha=0.3, which="both")
+    axes.grid(alpha=0.3)
     title = f"{Path(found.b).name} (B) against {Path(found.a).name} (A)"
     axes.set_title(printable(title), fontsize=11, parse_math=False)
     notes = ["bits per weight of B (tensors of one format lie side by side, in the order of their names)"]
@@ -154,3 +157,9 @@ def _dress(axes: Axes, found: Comparison, n_shown: int) -> None:
     if n_shown < found.total.tensors:
         notes.append(f"not shown: {found.total.tensors - n_shown} tensors whose error is 0 or not finite")
     axes.set_xlabel("\n".join(notes))
+
+
+def _widened(low: float, high: float, ratio: float) -> tuple[float, float]:
+    """Make the range of an axis at least `ratio` wide, so that small differences look small."""
+    factor = max(1.0, ratio / (high / low)) ** 0.5
+    return low / factor, high * factor
