@@ -231,10 +231,14 @@ def test_split_files(tmp_path: Path) -> None:
 
 def test_tensors_that_cannot_be_compared(tmp_path: Path) -> None:
     w = weight(8, 64)
-    a = write(tmp_path / "a.gguf", {"same": w, "gone": w, "other": w, "row": w[:1], "turned": w})
-    b = write(tmp_path / "b.gguf", {"new": w, "same": w, "other": w[:, :32], "row": w[0], "turned": w.reshape(64, 8)})
+    a = write(tmp_path / "a.gguf", {"same": w, "gone": w, "other": w, "row": w[:1], "turned": w, "lead": w[None]})
+    b = write(
+        tmp_path / "b.gguf",
+        {"new": w, "same": w, "other": w[:, :32], "row": w[0], "turned": w.reshape(64, 8)} | {"lead": w},
+    )
     found = lutkern.compare_files(a, b, model=False)
-    assert sorted(t.name for t in found.tensors) == ["row", "same"]
+    assert sorted(t.name for t in found.tensors) == ["lead", "row", "same"]
+    assert found.total.rmse == 0
     assert found.skipped == (
         Skipped("gone", "only in A"),
         Skipped("other", "shape (8, 64) in A, (8, 32) in B"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pydoc_data.topics
+import subprocess
 import sys
 from dataclasses import asdict
 from itertools import pairwise
@@ -146,6 +147,20 @@ def test_why_a_model_is_not_run(pair: Pair, tmp_path: Path, monkeypatch: pytest.
     with monkeypatch.context() as patch:
         patch.setattr(models, "memory_bytes", lambda: 100_000)
         assert skipped(a, a) == "a.gguf needs 0.0 GB as float32, this machine has 0.0 GB"
+
+
+def test_a_model_that_does_not_fit_into_memory(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    def too_much(*_: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("lutkern.demo.evaluate.run_windows", too_much)
+    assert skipped(pair[0], pair[0]) == "MemoryError"
+
+
+def test_import_brings_no_optional_package() -> None:
+    program = "import lutkern.cli, sys; print({'matplotlib', 'tokenizers', 'tqdm', 'gguf'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
 
 
 def test_vocabularies_of_different_sizes(pair: Pair, tmp_path: Path) -> None:

@@ -113,14 +113,7 @@ def compare_files(
     OSError
         If a file cannot be read.
     """
-    if windows < 1:
-        raise ValueError(f"compare_files: windows is {windows}, expected at least 1")
-    if tokens < 2:
-        raise ValueError(f"compare_files: tokens is {tokens}, expected at least 2")
-    try:
-        pattern = re.compile(match or "")
-    except re.error as error:
-        raise ValueError(f"compare_files: match is {match!r} ({error}), expected a regular expression") from None
+    pattern = _checked(match, windows, tokens)
     if importance is not None and not isinstance(importance, Importance):
         importance = Importance.read(importance)
     skipped: list[Skipped] = []
@@ -130,28 +123,30 @@ def compare_files(
         if not names:
             raise ValueError(_nothing(match, skipped))
         report(f"comparing {len(names)} tensors")
-        sums = {name: _measure(file_a, file_b, name, importance) for name in names}
-        tensors = [
-            TensorErrors(name, info.shape, info.type_name, file_b.tensors[name].type_name, sums[name].errors())
-            for name in names
-            for info in (file_a.tensors[name],)
-        ]
-    by_format: dict[str, Sums] = {fmt.name: Sums() for fmt in sorted(formats(), key=lambda f: f.bits_per_weight)}
-    total = Sums()
-    for tensor in tensors:
-        for group in (by_format[tensor.format_b], total):
-            group.add(sums[tensor.name])
+        measured = [_measure(file_a, file_b, name, importance) for name in names]
+    by_format, total = _totals(measured)
     result, reason = compare_models(a, b, windows, tokens, report) if model else (None, "it was not asked for")
     return Comparison(
         a=os.fspath(a),
         b=os.fspath(b),
-        tensors=tuple(sorted(tensors, key=lambda tensor: tensor.errors.badness, reverse=True)),
-        formats={name: group.errors() for name, group in by_format.items() if group.tensors},
-        total=total.errors(),
+        tensors=tuple(sorted((t for t, _ in measured), key=lambda t: t.errors.badness, reverse=True)),
+        formats=by_format,
+        total=total,
         skipped=tuple(skipped),
         model=result,
         model_skipped=reason,
     )
+
+
+def _checked(match: str | None, windows: int, tokens: int) -> re.Pattern[str]:
+    if windows < 1:
+        raise ValueError(f"compare_files: windows is {windows}, expected at least 1")
+    if tokens < 2:
+        raise ValueError(f"compare_files: tokens is {tokens}, expected at least 2")
+    try:
+        return re.compile(match or "")
+    except re.error as error:
+        raise ValueError(f"compare_files: match is {match!r} ({error}), expected a regular expression") from None
 
 
 def _shared(a: GgufFile, b: GgufFile, skipped: list[Skipped]) -> Iterator[str]:
@@ -183,10 +178,21 @@ def _shape(info: TensorInfo) -> tuple[int, ...]:
     return info.shape[first:]
 
 
-def _measure(a: GgufFile, b: GgufFile, name: str, importance: Importance | None) -> Sums:
+def _measure(a: GgufFile, b: GgufFile, name: str, importance: Importance | None) -> tuple[TensorErrors, Sums]:
     x, y = a[name], b[name]
     columns = importance.for_weight(name, x.shape) if importance is not None and name in importance else None
-    return measure(x, y, columns)
+    sums = measure(x, y, columns)
+    return TensorErrors(name, a.tensors[name].shape, x.format.name, y.format.name, sums.errors()), sums
+
+
+def _totals(measured: list[tuple[TensorErrors, Sums]]) -> tuple[dict[str, Errors], Errors]:
+    """Sum up for each format of B, fewest bits per weight first, and over all."""
+    groups = {fmt.name: Sums() for fmt in sorted(formats(), key=lambda fmt: fmt.bits_per_weight)}
+    total = Sums()
+    for tensor, sums in measured:
+        groups[tensor.format_b].add(sums)
+        total.add(sums)
+    return {name: group.errors() for name, group in groups.items() if group.tensors}, total.errors()
 
 
 def _nothing(match: str | None, skipped: list[Skipped]) -> str:

@@ -80,9 +80,9 @@ def compare_models(
             report(f"running B on {windows} x {tokens} tokens")
             found = predict(states_a, _run(b, text), text)
             return _errors(config.name, windows, tokens, found), None
-    except (ValueError, TypeError, ImportError) as error:
+    except (ValueError, TypeError, ImportError, MemoryError) as error:
         # The room of the demonstration says its name first; here it is the model that does not fit.
-        return None, " ".join(str(error).removeprefix("demo: ").split())
+        return None, " ".join(str(error).removeprefix("demo: ").split()) or type(error).__name__
 
 
 def _run(path: _Path, windows: list[list[int]]) -> States:
