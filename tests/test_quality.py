@@ -202,6 +202,9 @@ def test_files_with_importance(pair: tuple[Path, Path, dict[str, Floats], dict[s
     assert {n for n, errors in by_name.items() if errors.weighted is None} == {"blk.0.up", "out", "norm", "table"}
     assert found.formats["iq2_xxs"].weighted == by_name["blk.1.up"].weighted
     assert found.formats["q8_0"].weighted is None
+    parts = [(originals[name].size, by_name[name].weighted) for name in ("blk.1.up", "exps")]
+    mean_square = sum(n * error**2 for n, error in parts) / sum(n for n, _ in parts)
+    assert found.total.weighted == pytest.approx(math.sqrt(mean_square))
     wrong = lutkern.Importance()
     wrong.update("out", weight(5, 32))
     with pytest.raises(ValueError, match=r"^Importance\.for_weight: 'out' is .*, the weight is 16 x 64$"):

@@ -29,8 +29,9 @@ class Errors:
     rmse
         Relative root mean square error, ``sqrt(sum((a - b)**2) / sum(a**2))``; infinite if only A is all zero.
     weighted
-        The same with each square times the importance of its column, over the tensors that have importance; None if
-        none has.
+        The same with each square times the importance of its column; None without importance. Of several tensors, the
+        root of the mean of the squares of those that have importance, by their numbers of weights: importance has
+        another scale in every tensor, and a sum would be that of the few with the largest inputs.
     max_error
         The largest ``abs(a - b)``.
     cosine
@@ -129,6 +130,10 @@ def measure(a: PackedTensor, b: PackedTensor, importance: npt.NDArray[np.float32
     for expert, height, width in _pieces(a.shape):
         x, y = (_decoded(t, expert, height, width, part) for t, part in zip((a, b), space, strict=True))
         _add_piece(sums, x, y, None if columns is None else columns[expert % len(columns), width])
+    if columns is not None:
+        # The ratio stays; as a part of several tensors this one counts as many times as it has weights.
+        ratio = _root_ratio(sums.weighted_error, sums.weighted_energy) ** 2
+        sums.weighted_error, sums.weighted_energy = ratio * sums.weights, float(sums.weights)
     return sums
 
 
