@@ -1,4 +1,4 @@
-"""The command line: `lutkern info | inspect FILE | demo | selftest`, each with `--json`.
+"""The command line: `lutkern info | inspect FILE | demo | quality A B | selftest`, each with `--json`.
 
 Exit codes: 0 done, 1 the self-test found a difference, 2 an error (one line on stderr), 130 interrupted, 141 the reader
 of the output went away.
@@ -11,12 +11,14 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from ._core import version
+from .compare import command as quality
 from .runtime import info
+from .text_table import printable, table
 
 _FAILED, _ERROR, _INTERRUPTED, _BROKEN_PIPE = 1, 2, 130, 141
 
@@ -82,26 +84,13 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--tokens", type=int, default=64, metavar="N", help="longest answer (default: 64)")
     demo.add_argument("--seed", type=int, metavar="N", help="draw tokens with this seed (default: most likely token)")
     demo.add_argument("--no-cache", action="store_true", help="pack anew and do not keep the packed weights")
+    quality.add_options(add("quality", quality.run, "how far a packed GGUF file is from its original"))
     add("selftest", _selftest, "compare every kernel of this build with the reference")
     return parser
 
 
 def _print_json(value: Any) -> None:
     print(json.dumps(value, indent=2))
-
-
-def _table(header: Sequence[str], rows: Iterable[Sequence[object]], right: str = "") -> str:
-    """Columns aligned to their widest cell; `right` holds an r for each column that is aligned to the right."""
-    cells = [list(header), *([_printable(str(cell)) for cell in row] for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    sides = right.ljust(len(widths))
-    return "\n".join(
-        "  ".join(
-            cell.rjust(width) if side == "r" else cell.ljust(width)
-            for cell, width, side in zip(row, widths, sides, strict=True)
-        ).rstrip()
-        for row in cells
-    )
 
 
 def _info(options: argparse.Namespace) -> int:
@@ -120,7 +109,7 @@ def _info(options: argparse.Namespace) -> int:
         (name, f"{fmt['bits_per_weight']:.4f}", *(fmt["kernels"][operation] or "-" for operation in operations))
         for name, fmt in found["formats"].items()
     ]
-    print(_table(("format", "bits", *operations), rows, " r"))
+    print(table(("format", "bits", *operations), rows, " r"))
     return 0
 
 
@@ -134,21 +123,16 @@ def _inspect(options: argparse.Namespace) -> int:
     for path in found["files"]:
         print(path)
     print(f"GGUF version {found['version']}, alignment {found['alignment']}\n")
-    print(_table(("key", "value"), ((key, _brief(value)) for key, value in found["metadata"].items())))
+    print(table(("key", "value"), ((key, _brief(value)) for key, value in found["metadata"].items())))
     rows = (
         (t["name"], t["format"], " x ".join(map(str, t["shape"])), t["bytes"], _bits(t), t["kernel"] or "-")
         for t in found["tensors"]
     )
-    print("\n" + _table(("tensor", "format", "shape", "bytes", "bits", "kernel"), rows, "   rr"))
+    print("\n" + table(("tensor", "format", "shape", "bytes", "bits", "kernel"), rows, "   rr"))
     sums = [(name, f["tensors"], f["weights"], f["bytes"], _bits(f)) for name, f in found["formats"].items()]
     sums.append(("all", len(found["tensors"]), found["weights"], found["bytes"], _bits(found)))
-    print("\n" + _table(("format", "tensors", "weights", "bytes", "bits"), sums, " rrrr"))
+    print("\n" + table(("format", "tensors", "weights", "bytes", "bits"), sums, " rrrr"))
     return 0
-
-
-def _printable(text: str) -> str:
-    """Replace control characters, which names in a file may hold, by spaces."""
-    return "".join(c if c.isprintable() else " " for c in text)
 
 
 def _bits(entry: dict[str, Any]) -> str:
@@ -161,12 +145,13 @@ def _brief(value: Any) -> str:
         text = f"{value['length']} items: {json.dumps(value['first'], ensure_ascii=False)}"
     else:
         text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    text = _printable(text)
+    text = printable(text)
     return text if len(text) <= 80 else text[:77] + "..."
 
 
 def _demo(options: argparse.Namespace) -> int:
-    from .demo import Formats, Options, run, table
+    from .demo import Formats, Options, run
+    from .demo import table as demo_table
     from .demo.pipeline import PROMPT
 
     result = run(
@@ -183,7 +168,7 @@ def _demo(options: argparse.Namespace) -> int:
     if options.json:
         _print_json(result)
     else:
-        print(table(result))
+        print(demo_table(result))
     return 0
 
 
@@ -198,7 +183,7 @@ def _selftest(options: argparse.Namespace) -> int:
             (r["format"], r["isa"], r["op"], "ok" if r["ok"] else "FAILED", _error(r["error"]))
             for r in found["results"]
         ]
-        print(_table(("format", "isa", "operation", "result", "error"), rows))
+        print(table(("format", "isa", "operation", "result", "error"), rows))
         failed = sum(not r["ok"] for r in found["results"])
         print(f"\n{len(rows)} checks, {failed} failed")
     return 0 if found["ok"] else _FAILED
