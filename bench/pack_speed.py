@@ -85,13 +85,16 @@ def summary(rows: list[dict[str, Any]]) -> list[str]:
     groups = defaultdict(list)
     for row in rows:
         groups[row["format"], row["effort"]].append(row)
-    lines = ["| format | effort | M weights/s, 1 thread: lutkern | ggml | ratio | all threads: lutkern | ggml | ratio | error ratio, mean | worst |"]
-    lines.append("|---|---|---|---|---|---|---|---|---|---|")
+    columns = ["format", "effort", "M weights/s, 1 thread: lutkern", "ggml", "ratio", "all threads: lutkern", "ggml"]
+    columns += ["ratio", "error ratio, mean", "worst"]
+    lines = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
     for (fmt, effort), group in groups.items():
         weights = sum(row["weights"] for row in group) / 1e6
         cells = [fmt, effort]
         for suffix in ("", "_all"):
-            ours, theirs = (weights / sum(row[f"{who}_seconds{suffix}"] for row in group) for who in ("lutkern", "ggml"))
+            ours, theirs = (
+                weights / sum(row[f"{who}_seconds{suffix}"] for row in group) for who in ("lutkern", "ggml")
+            )
             cells += [f"{ours:.1f}", f"{theirs:.1f}", f"{ours / theirs:.1f}x"]
         ratios = [row["error_ratio"] for row in group]
         lines.append("| " + " | ".join([*cells, f"{np.mean(ratios):.3f}", f"{max(ratios):.3f}"]) + " |")
