@@ -12,6 +12,7 @@ import pytest
 
 import lutkern
 from lutkern import cli, gguf_inspect, selftest
+from lutkern.table import table
 from tiny_llama import write_tiny_llama
 
 
@@ -50,7 +51,7 @@ def test_inspect_shows_long_and_odd_metadata_on_one_line() -> None:
     assert cli._brief("two\nlines\x1b[31m") == "two lines [31m"
     assert cli._brief("x" * 81) == "x" * 77 + "..."
     assert cli._brief(True) == "true"
-    assert cli._table(("a", "b"), [("x\x1b[2J", 10), ("y", 9)], " r") == "a       b\nx [2J  10\ny       9"
+    assert table(("a", "b"), [("x\x1b[2J", 10), ("y", 9)], " r") == "a       b\nx [2J  10\ny       9"
 
 
 def test_demo_json(tiny_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

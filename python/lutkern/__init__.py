@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from . import reference
 from ._core import version as __version__
+from .files import pack_file
 from .formats import Format, formats
 from .gguf import open_gguf, write_gguf
 from .moe import moe
@@ -48,6 +49,7 @@ __all__ = [
     "num_threads",
     "open_gguf",
     "pack",
+    "pack_file",
     "reference",
     "set_num_threads",
     "supports",

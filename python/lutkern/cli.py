@@ -1,4 +1,4 @@
-"""The command line: `lutkern info | inspect FILE | demo | selftest`, each with `--json`.
+"""The command line: `lutkern info | inspect FILE | pack IN OUT | demo | selftest`, each with `--json`.
 
 Exit codes: 0 done, 1 the self-test found a difference, 2 an error (one line on stderr), 130 interrupted, 141 the reader
 of the output went away.
@@ -11,12 +11,15 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from ._core import version
+from .files.command import add_options as add_pack_options
+from .files.command import run as pack
 from .runtime import info
+from .table import printable, table
 
 _FAILED, _ERROR, _INTERRUPTED, _BROKEN_PIPE = 1, 2, 130, 141
 
@@ -74,6 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     add("info", _info, "what was built, what was found, which kernels run")
     inspect = add("inspect", _inspect, "metadata, tensors and formats of a GGUF file")
     inspect.add_argument("file", metavar="FILE", help="a GGUF file, or any shard of a split one")
+    add_pack_options(add("pack", pack, "pack a whole model into a GGUF file, format by format and tensor by tensor"))
     demo = add("demo", _demo, "pack a small language model, compare it with its float self, let it answer")
     demo.add_argument("--model", type=Path, metavar="FILE", help="a dense llama GGUF (default: fetch SmolLM2-135M)")
     for part, fmt in (("gate", "iq2_xxs"), ("up", "iq2_xxs"), ("down", "iq3_xxs")):
@@ -88,20 +92,6 @@ def _parser() -> argparse.ArgumentParser:
 
 def _print_json(value: Any) -> None:
     print(json.dumps(value, indent=2))
-
-
-def _table(header: Sequence[str], rows: Iterable[Sequence[object]], right: str = "") -> str:
-    """Columns aligned to their widest cell; `right` holds an r for each column that is aligned to the right."""
-    cells = [list(header), *([_printable(str(cell)) for cell in row] for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    sides = right.ljust(len(widths))
-    return "\n".join(
-        "  ".join(
-            cell.rjust(width) if side == "r" else cell.ljust(width)
-            for cell, width, side in zip(row, widths, sides, strict=True)
-        ).rstrip()
-        for row in cells
-    )
 
 
 def _info(options: argparse.Namespace) -> int:
@@ -120,7 +110,7 @@ def _info(options: argparse.Namespace) -> int:
         (name, f"{fmt['bits_per_weight']:.4f}", *(fmt["kernels"][operation] or "-" for operation in operations))
         for name, fmt in found["formats"].items()
     ]
-    print(_table(("format", "bits", *operations), rows, " r"))
+    print(table(("format", "bits", *operations), rows, " r"))
     return 0
 
 
@@ -134,21 +124,16 @@ def _inspect(options: argparse.Namespace) -> int:
     for path in found["files"]:
         print(path)
     print(f"GGUF version {found['version']}, alignment {found['alignment']}\n")
-    print(_table(("key", "value"), ((key, _brief(value)) for key, value in found["metadata"].items())))
+    print(table(("key", "value"), ((key, _brief(value)) for key, value in found["metadata"].items())))
     rows = (
         (t["name"], t["format"], " x ".join(map(str, t["shape"])), t["bytes"], _bits(t), t["kernel"] or "-")
         for t in found["tensors"]
     )
-    print("\n" + _table(("tensor", "format", "shape", "bytes", "bits", "kernel"), rows, "   rr"))
+    print("\n" + table(("tensor", "format", "shape", "bytes", "bits", "kernel"), rows, "   rr"))
     sums = [(name, f["tensors"], f["weights"], f["bytes"], _bits(f)) for name, f in found["formats"].items()]
     sums.append(("all", len(found["tensors"]), found["weights"], found["bytes"], _bits(found)))
-    print("\n" + _table(("format", "tensors", "weights", "bytes", "bits"), sums, " rrrr"))
+    print("\n" + table(("format", "tensors", "weights", "bytes", "bits"), sums, " rrrr"))
     return 0
-
-
-def _printable(text: str) -> str:
-    """Replace control characters, which names in a file may hold, by spaces."""
-    return "".join(c if c.isprintable() else " " for c in text)
 
 
 def _bits(entry: dict[str, Any]) -> str:
@@ -161,12 +146,13 @@ def _brief(value: Any) -> str:
         text = f"{value['length']} items: {json.dumps(value['first'], ensure_ascii=False)}"
     else:
         text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    text = _printable(text)
+    text = printable(text)
     return text if len(text) <= 80 else text[:77] + "..."
 
 
 def _demo(options: argparse.Namespace) -> int:
-    from .demo import Formats, Options, run, table
+    from .demo import Formats, Options, run
+    from .demo import table as demo_table
     from .demo.pipeline import PROMPT
 
     result = run(
@@ -183,7 +169,7 @@ def _demo(options: argparse.Namespace) -> int:
     if options.json:
         _print_json(result)
     else:
-        print(table(result))
+        print(demo_table(result))
     return 0
 
 
@@ -198,7 +184,7 @@ def _selftest(options: argparse.Namespace) -> int:
             (r["format"], r["isa"], r["op"], "ok" if r["ok"] else "FAILED", _error(r["error"]))
             for r in found["results"]
         ]
-        print(_table(("format", "isa", "operation", "result", "error"), rows))
+        print(table(("format", "isa", "operation", "result", "error"), rows))
         failed = sum(not r["ok"] for r in found["results"])
         print(f"\n{len(rows)} checks, {failed} failed")
     return 0 if found["ok"] else _FAILED
