@@ -93,6 +93,20 @@ lutkern_status check_environment() {
   return e.threads_wrong ? fail(LUTKERN_ERROR_VALUE, "%s", e.threads_error) : LUTKERN_OK;
 }
 
+// The row of quantisers of the instruction set in use, or of the next one down the list.
+const PackKernels& current_pack_kernels() {
+  const char* wanted = kernels().name;
+  int i = 0;
+  while (strcmp(isa_at(i), wanted) != 0) ++i;
+  for (; isa_at(i); ++i) {
+    const PackKernels* row = isa_supported(isa_at(i)) ? pack_kernels(isa_at(i)) : nullptr;
+    if (row) return *row;
+  }
+  return kScalarPackKernels;
+}
+
+bool can_pack(FormatId format) { return kScalarPackKernels.packer[static_cast<int>(format)].row != nullptr; }
+
 const FormatInfo* find_type(int32_t ggml_type, FormatId* id) {
   for (int f = 0; f < kFormatCount; ++f) {
     if (kFormatInfo[f].ggml_type == ggml_type) {
@@ -105,7 +119,7 @@ const FormatInfo* find_type(int32_t ggml_type, FormatId* id) {
 
 void describe(int f, lutkern_format* out) {
   const FormatInfo& info = kFormatInfo[f];
-  const bool packs = packer(static_cast<FormatId>(f)).row != nullptr;
+  const bool packs = can_pack(static_cast<FormatId>(f));
   *out = lutkern_format{info.name, info.ggml_type, info.block_size, info.block_bytes, info.is_float, packs};
 }
 
@@ -259,7 +273,7 @@ lutkern_status check_pack(int32_t ggml_type, int64_t experts, const lutkern_matr
   const FormatInfo* info = find_type(ggml_type, format);
   if (!info)
     return fail(LUTKERN_ERROR_VALUE, "pack: unknown ggml type %d, expected one of lutkern_format_at", ggml_type);
-  if (!packer(*format).row) return fail(LUTKERN_ERROR_VALUE, "pack: %s can be read but not packed", info->name);
+  if (!can_pack(*format)) return fail(LUTKERN_ERROR_VALUE, "pack: %s can be read but not packed", info->name);
   if (!w || !out) return fail(LUTKERN_ERROR_VALUE, "pack: w or out is null");
   if (const lutkern_status status = check_matrix("pack", "w", *w, m)) return status;
   if (experts < 1 || m->rows % experts != 0) {
@@ -383,7 +397,12 @@ lutkern_status lutkern_pack(int32_t ggml_type, int64_t experts, const lutkern_ma
   FormatId format{};
   Matrix m{};
   if (const lutkern_status status = check_pack(ggml_type, experts, w, out, out_bytes, &format, &m)) return status;
-  PackWork work{format, m, experts, importance, static_cast<uint8_t*>(out)};
+  const int32_t effort = options ? options->effort : LUTKERN_EFFORT_DEFAULT;
+  if (effort < LUTKERN_EFFORT_DEFAULT || effort > LUTKERN_EFFORT_BEST) {
+    return fail(LUTKERN_ERROR_VALUE, "pack: unknown effort %d, expected 0 to 2", effort);
+  }
+  const Packer packer = current_pack_kernels().packer[static_cast<int>(format)];
+  PackWork work{format, packer, static_cast<Effort>(effort), m, experts, importance, static_cast<uint8_t*>(out)};
   const PackResult result = pack_rows(work, runner_of(options));
   if (replaced) *replaced = result.replaced;
   const char* name = kFormatInfo[static_cast<int>(format)].name;
@@ -451,7 +470,7 @@ const char* lutkern_kernel_isa(int32_t ggml_type, lutkern_operation operation) {
     case LUTKERN_MOE:
       return info->is_float ? gemm_float_source(format) : gemm_source(format);
     case LUTKERN_PACK:
-      return packer(format).row ? "scalar" : nullptr;
+      return can_pack(format) ? current_pack_kernels().name : nullptr;
   }
   return nullptr;
 }

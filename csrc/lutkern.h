@@ -52,6 +52,13 @@ typedef enum lutkern_activation {
   LUTKERN_ACTIVATION_RELU2 = 3 /* h = max(g, 0)^2 * u */
 } lutkern_activation;
 
+/* How long lutkern_pack may search for a smaller error. */
+typedef enum lutkern_effort {
+  LUTKERN_EFFORT_DEFAULT = 0,
+  LUTKERN_EFFORT_FAST = 1,
+  LUTKERN_EFFORT_BEST = 2
+} lutkern_effort;
+
 typedef struct lutkern_format {
   const char* name;    /* the GGUF name in lower case, "iq1_m" */
   int32_t ggml_type;   /* the number in GGUF files */
@@ -96,6 +103,7 @@ typedef struct lutkern_options {
   int32_t threads;                   /* of the library's own threads; 0: lutkern_num_threads() */
   lutkern_parallel_for parallel_for; /* null: the library's threads */
   void* parallel_context;
+  int32_t effort; /* pack: lutkern_effort */
 } lutkern_options;
 
 /* y[t] = sum over k of expert_weights[t, k] * down[e] h, h = activation(gate[e] x[t]) * (up[e] x[t]),

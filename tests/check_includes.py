@@ -6,7 +6,8 @@ formats/                       its own room
 pack/ cpu/ cuda/ metal/        formats/, their own room, tensor.h, parallel.h
 api.cpp                        everything of ours
 bindings/                      its own room, lutkern.h; the only place for Python, NumPy, pybind11 and Torch headers
-cpu/<instruction set>.cpp      the only place for headers of intrinsics, and for these no other system header
+cpu/<instruction set>.cpp      the only place for headers of intrinsics; here and in pack/<instruction set>.cpp no other
+                               system header
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ ALLOWED: dict[str, set[str] | None] = {
 INCLUDE = re.compile(r'^[ \t]*#[ \t]*(?:include|import)[ \t]*([<"])([^>"]+)[>"]', re.MULTILINE)
 INTRINSICS = re.compile(r"\w*intrin\.h|arm_\w+\.h")
 FOREIGN = re.compile(r"(pybind11|numpy|torch|ATen|c10|nanobind)/|Python\.h$|pyconfig\.h$")
-KERNEL_TABLE = re.compile(r"\bCpuKernels k\w+Kernels = ")
+KERNEL_TABLE = re.compile(r"\b(?:Cpu|Pack)Kernels k\w+Kernels = ")
 
 
 def violations(csrc: Path) -> Iterator[str]:
@@ -69,9 +70,9 @@ def _system(csrc: Path, path: Path, name: str, text: str) -> Iterator[str]:
     room = _room(csrc, path)
     if FOREIGN.match(name) and room != "bindings":
         yield "which belongs into bindings/"
-    is_isa = room == "cpu" and path.suffix == ".cpp" and KERNEL_TABLE.search(text) is not None
+    is_isa = path.suffix == ".cpp" and KERNEL_TABLE.search(text) is not None
     is_intrinsics = INTRINSICS.fullmatch(name) is not None
-    if is_intrinsics and not is_isa:
+    if is_intrinsics and not (is_isa and room == "cpu"):
         yield "which belongs into a file of cpu/ with a table of kernels"
     if is_isa and not is_intrinsics:
         yield "but a file with a table of kernels may include only intrinsics and our own headers"

@@ -189,6 +189,23 @@ def test_threads_change_nothing(packable):
     np.testing.assert_array_equal(one, all_of_them)
 
 
+EFFORTS = ("fast", "default", "best")
+
+
+@pytest.mark.parametrize("effort", EFFORTS)
+def test_every_instruction_set_gives_the_same_bytes(packable, effort):
+    w, a = like_a_model(24, 768, seed=19), lognormal(768, seed=19)
+    try:
+        lutkern.use_isa("scalar")
+        expected = lutkern.pack(w, packable, importance=a, effort=effort).blocks()
+        for isa in lutkern.isas():
+            lutkern.use_isa(isa)
+            packed = lutkern.pack(w, packable, importance=a, effort=effort).blocks()
+            np.testing.assert_array_equal(packed, expected, err_msg=isa)
+    finally:
+        lutkern.use_isa(None)
+
+
 # ---- shapes ----
 
 

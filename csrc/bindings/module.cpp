@@ -130,10 +130,12 @@ void moe(const py::buffer& x, int32_t dtype, const py::array_t<int32_t, py::arra
 
 // Returns how many entries of importance were replaced.
 int64_t pack(int32_t ggml_type, int64_t experts, const py::buffer& w, int32_t dtype,
-             const std::optional<Floats>& importance, py::array_t<uint8_t, py::array::c_style>& out, int32_t threads) {
+             const std::optional<Floats>& importance, py::array_t<uint8_t, py::array::c_style>& out, int32_t threads,
+             int32_t effort) {
   const py::buffer_info info = w.request();
   const lutkern_matrix m = matrix_of(info, dtype);
-  const lutkern_options options = options_of(false, threads);
+  lutkern_options options = options_of(false, threads);
+  options.effort = effort;
   const float* weights = importance ? importance->data() : nullptr;
   uint8_t* bytes = out.mutable_data();
   const size_t nbytes = static_cast<size_t>(out.nbytes());
@@ -235,7 +237,8 @@ PYBIND11_MODULE(_core, m) {
   m.def("matmul", &multiply<lutkern_matmul>, py::arg(), py::arg(), py::arg(), py::arg().noconvert(), py::arg());
   m.def("moe", &moe, py::arg(), py::arg(), py::arg(), py::arg(), py::arg().none(true), py::arg(), py::arg(), py::arg(),
         py::arg(), py::arg().noconvert());
-  m.def("pack", &pack, py::arg(), py::arg(), py::arg(), py::arg(), py::arg(), py::arg().noconvert(), py::arg());
+  m.def("pack", &pack, py::arg(), py::arg(), py::arg(), py::arg(), py::arg(), py::arg().noconvert(), py::arg(),
+        py::arg());
   m.def("quantize_activations", &quantize_activations);
   m.def("bfloat16_bits", &bfloat16_bits);
   m.def("formats", &formats);

@@ -1,5 +1,6 @@
 // Stores of the 16-bit scales: rounding to the nearest half, ties to even, and little-endian words.
 #pragma once
+#include <math.h>
 #include <stdint.h>
 #include <string.h>
 

@@ -59,7 +59,7 @@ void pack_range(void* state, int64_t begin, int64_t end) {
   }
   for (int64_t r = begin; r < end; ++r) {
     work.w.load(r, 0, work.w.cols, row);
-    if (!shared.pack_row(row, shared.importance + r / rows * shared.stored_cols, shared.stored_cols,
+    if (!shared.pack_row(row, shared.importance + r / rows * shared.stored_cols, shared.stored_cols, work.effort,
                          work.out + r * shared.row_bytes)) {
       shared.report(r);
     }
@@ -104,11 +104,11 @@ PackResult describe(const Shared& shared, PackOutcome outcome, int64_t replaced)
 
 PackResult pack_rows(const PackWork& work, const Runner& runner) {
   const FormatInfo& info = kFormatInfo[static_cast<int>(work.format)];
-  const Packer p = packer(work.format);
   const int64_t blocks = (work.w.cols + info.block_size - 1) / info.block_size;
-  Shared shared{&work, p.row, nullptr, blocks * info.block_size, blocks * info.block_bytes, {INT64_MAX}, {false}};
+  Shared shared{&work,       work.packer.row, nullptr, blocks * info.block_size, blocks * info.block_bytes,
+                {INT64_MAX}, {false}};
   const PackResult no_memory{PackOutcome::no_memory, 0, 0, 0.0f, 0};
-  if (p.prepare && !p.prepare()) return no_memory;
+  if (work.packer.prepare) work.packer.prepare();
   runner.run(work.w.rows, 64, check_rows, &shared);
   if (shared.first_bad_row.load() != INT64_MAX) return describe(shared, PackOutcome::not_finite, 0);
 

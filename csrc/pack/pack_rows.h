@@ -10,6 +10,8 @@ namespace lutkern {
 
 struct PackWork {
   FormatId format;
+  Packer packer;  // of the format
+  Effort effort;
   Matrix w;  // experts * rows x cols
   int64_t experts;
   const float* importance;  // experts x cols, or null

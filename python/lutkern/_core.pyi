@@ -35,6 +35,7 @@ def pack(
     importance: npt.NDArray[np.float32] | None,
     out: npt.NDArray[np.uint8],
     threads: int,
+    effort: int,
     /,
 ) -> int: ...
 def quantize_activations(

@@ -14,6 +14,8 @@ from .formats import Format, find_format
 from .runtime import thread_count
 from .tensor import PackedTensor
 
+_EFFORTS = {"fast": 1, "default": 0, "best": 2}  # lutkern_effort
+
 
 def _expect_tensor(operation: str, t: Any) -> None:
     if not isinstance(t, PackedTensor):
@@ -122,6 +124,7 @@ def pack(
     fmt: str | Format,
     *,
     importance: Any = None,
+    effort: str = "default",
     layout: str = "blocks",
     threads: int | None = None,
 ) -> PackedTensor:
@@ -140,6 +143,8 @@ def pack(
         How much each column matters, (cols,) or (experts, cols): usually the mean square of the inputs. Entries that
         are zero, negative or not finite are replaced by the mean of the others of their expert (one if there are none),
         with one warning.
+    effort
+        How long to search for a smaller error: ``"fast"``, ``"default"`` or ``"best"``.
     layout
         ``"blocks"``.
     threads
@@ -148,11 +153,13 @@ def pack(
     Raises
     ------
     ValueError
-        If `w` is not finite or too large for the format's scale, or a shape, format or layout does not fit.
+        If `w` is not finite or too large for the format's scale, or a shape, format, effort or layout does not fit.
     TypeError
         If an element type does not fit.
     """
     fmt = find_format(fmt)
+    if not isinstance(effort, str) or effort not in _EFFORTS:
+        raise ValueError(f"pack: unknown effort {effort!r}, expected one of: {', '.join(_EFFORTS)}")
     if layout != "blocks":
         raise ValueError(f"pack: unknown layout {layout!r}, expected one of: blocks")
     n_threads = thread_count("pack", threads)
@@ -165,7 +172,7 @@ def pack(
     blocks = np.empty((*shape[:-1], fmt.row_bytes(shape[-1])), np.uint8)
     experts = shape[0] if len(shape) == 3 else 1
     rows = data.reshape(-1, shape[-1])
-    replaced = _core.pack(fmt.ggml_type, experts, rows, dtype, weights, blocks, n_threads)
+    replaced = _core.pack(fmt.ggml_type, experts, rows, dtype, weights, blocks, n_threads, _EFFORTS[effort])
     if replaced:
         warnings.warn(
             f"pack: {replaced} of {experts * shape[-1]} entries of importance are not finite and positive, replaced by "

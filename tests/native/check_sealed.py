@@ -40,13 +40,13 @@ def leaks(obj: Path) -> list[str]:
 
 
 def isa_objects(build: Path) -> Iterator[Path]:
-    """Yield the objects of csrc/cpu/ that hold a table, and any object compiled with flags of an instruction set."""
+    """Yield the objects of csrc/cpu/ and csrc/pack/ that hold a table, and any object compiled with flags of an instruction set."""
     for entry in json.loads((build / "compile_commands.json").read_text(encoding="utf-8")):
         command = shlex.split(entry["command"])
         obj = Path(entry["directory"]) / command[command.index("-o") + 1]
         has_flags = any(TARGET_FLAG.match(argument) for argument in command)
-        in_cpu = Path(entry["file"]).parts[-3:-1] == ("csrc", "cpu")
-        if has_flags or (in_cpu and any(TABLE.fullmatch(s) for s in global_symbols(obj))):
+        in_room = Path(entry["file"]).parts[-3:-1] in (("csrc", "cpu"), ("csrc", "pack"))
+        if has_flags or (in_room and any(TABLE.fullmatch(s) for s in global_symbols(obj))):
             yield obj
 
 

@@ -17,16 +17,6 @@
 // 3. A sub-block tries the two integers s around the scale that it wants and, for each, the two integers m around the
 //    offset that suits this scale, and keeps the best pair.
 // 4. A last least squares gives d and dmin for all codes, s and m; rounded to fp16, it stays if the error falls.
-#include <math.h>
-#include <string.h>
-
-#include "block_input.h"
-#include "half.h"
-#include "quantisers.h"
-#include "scale_fit.h"
-
-namespace lutkern {
-namespace {
 
 enum : int { kTrialLanes = 32 };
 
@@ -49,9 +39,9 @@ struct Sums {
 };
 
 // Nearest integer, ties to even, of a magnitude below 2^22: adding 1.5 * 2^23 rounds, taking it away again is exact.
-inline float nearest_integer(float x) { return (x + 12582912.0f) - 12582912.0f; }
+static inline float nearest_integer(float x) { return (x + 12582912.0f) - 12582912.0f; }
 
-inline float reciprocal(float scale) { return fabsf(scale) > 1e-30f ? 1.0f / scale : 0.0f; }
+static inline float reciprocal(float scale) { return fabsf(scale) > 1e-30f ? 1.0f / scale : 0.0f; }
 
 // F gives kSubs, kLow and kHigh (range of codes), kOffset (there is a second term), kUnits (integers s and m), and the
 // starts: kStarts trials, two for each number of steps, kFirstSteps and on by kMoreSteps, with kRounds repetitions.
@@ -395,7 +385,7 @@ void store(const KBlock<Six>& from, Q6K* to) {
 }
 
 template <typename F, typename Block>
-bool pack_row(const float* w, const float* importance, int64_t cols, uint8_t* blocks) {
+bool pack_row(const float* w, const float* importance, int64_t cols, Effort, uint8_t* blocks) {
   KBlock<F> block;
   for (int64_t c = 0; c < cols; c += Block::kBlockSize, blocks += Block::kBlockBytes) {
     if (!block.quantise(w + c, importance + c)) return false;
@@ -404,21 +394,17 @@ bool pack_row(const float* w, const float* importance, int64_t cols, uint8_t* bl
   return true;
 }
 
-}  // namespace
-
 template <>
-Packer packer_of<Q2K>() {
+constexpr Packer packer_of<Q2K>() {
   return {pack_row<Two, Q2K>, nullptr};
 }
 
 template <>
-Packer packer_of<Q4K>() {
+constexpr Packer packer_of<Q4K>() {
   return {pack_row<Four, Q4K>, nullptr};
 }
 
 template <>
-Packer packer_of<Q6K>() {
+constexpr Packer packer_of<Q6K>() {
   return {pack_row<Six, Q6K>, nullptr};
 }
-
-}  // namespace lutkern

@@ -8,15 +8,6 @@
 // with N the kept ones, d = sum_N(importance * |w|) / sum_N(importance), and the error falls by sum_N(importance *
 // |w|)^2 / sum_N(importance). The magnitudes are counted into bins, every bin edge is tried as the limit, and from the
 // best one d and the limit d / 2 are alternated until they agree.
-#include <math.h>
-#include <string.h>
-
-#include "block_input.h"
-#include "half.h"
-#include "quantisers.h"
-
-namespace lutkern {
-namespace {
 
 enum : int { kBins = 64, kRounds = 4 };
 
@@ -124,7 +115,7 @@ void store(const uint8_t* code, uint32_t half, Tq20* to) {
 }
 
 template <typename Block>
-bool pack_ternary(const float* w, const float* importance, int64_t cols, uint8_t* blocks) {
+bool pack_ternary(const float* w, const float* importance, int64_t cols, Effort, uint8_t* blocks) {
   for (int64_t c = 0; c < cols; c += Block::kBlockSize, blocks += Block::kBlockBytes) {
     uint8_t code[256];
     uint32_t half;
@@ -134,16 +125,12 @@ bool pack_ternary(const float* w, const float* importance, int64_t cols, uint8_t
   return true;
 }
 
-}  // namespace
-
 template <>
-Packer packer_of<Tq10>() {
+constexpr Packer packer_of<Tq10>() {
   return {pack_ternary<Tq10>, nullptr};
 }
 
 template <>
-Packer packer_of<Tq20>() {
+constexpr Packer packer_of<Tq20>() {
   return {pack_ternary<Tq20>, nullptr};
 }
-
-}  // namespace lutkern

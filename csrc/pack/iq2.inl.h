@@ -4,14 +4,9 @@
 //
 // The search is grid_block.h's. Here is what the three formats differ in: the codebook, how many weights share a scale,
 // how signs are stored, and the bytes.
-#include "grid_block.h"
-#include "quantisers.h"
-
-namespace lutkern {
-namespace {
 
 template <int kRowCount, int kSubCount, int kSevenSigns>
-struct Iq2 {
+struct GridIq2 {
   enum : int {
     kRows = kRowCount,
     kDims = 8,
@@ -36,10 +31,10 @@ void store_scales(const int* code, Block* to) {
   for (int k = 0; k < 8; ++k) to->scale[k] = static_cast<uint8_t>(code[2 * k] | code[2 * k + 1] << 4);
 }
 
-struct Xxs : Iq2<256, 8, 1> {
+struct GridIq2Xxs : GridIq2<256, 8, 1> {
   using Block = Iq2Xxs;
   static const auto& codebook() { return kIq2XxsGrid; }
-  static void store(const GridBlock<Xxs>& from, Block* to) {
+  static void store(const GridBlock<GridIq2Xxs>& from, Block* to) {
     store_u16(to->d, from.half);
     for (int b = 0; b < 8; ++b) {
       uint32_t word = static_cast<uint32_t>(from.scale_code[b]) << 28;
@@ -52,20 +47,20 @@ struct Xxs : Iq2<256, 8, 1> {
   }
 };
 
-struct Xs : Iq2<512, 16, 1> {
+struct GridIq2Xs : GridIq2<512, 16, 1> {
   using Block = Iq2Xs;
   static const auto& codebook() { return kIq2XsGrid; }
-  static void store(const GridBlock<Xs>& from, Block* to) {
+  static void store(const GridBlock<GridIq2Xs>& from, Block* to) {
     store_u16(to->d, from.half);
     for (int i = 0; i < 32; ++i) store_u16(to->word[i], from.row[i] | (from.signs[i] & 127u) << 9);
     store_scales(from.scale_code, to);
   }
 };
 
-struct S : Iq2<1024, 16, 0> {
+struct GridIq2S : GridIq2<1024, 16, 0> {
   using Block = Iq2S;
   static const auto& codebook() { return kIq2SGrid; }
-  static void store(const GridBlock<S>& from, Block* to) {
+  static void store(const GridBlock<GridIq2S>& from, Block* to) {
     store_u16(to->d, from.half);
     for (int k = 0; k < 8; ++k) {
       int high = 0;
@@ -80,21 +75,17 @@ struct S : Iq2<1024, 16, 0> {
   }
 };
 
-}  // namespace
-
 template <>
-Packer packer_of<Iq2Xxs>() {
-  return grid_packer<Xxs>();
+constexpr Packer packer_of<Iq2Xxs>() {
+  return grid_packer<GridIq2Xxs>();
 }
 
 template <>
-Packer packer_of<Iq2Xs>() {
-  return grid_packer<Xs>();
+constexpr Packer packer_of<Iq2Xs>() {
+  return grid_packer<GridIq2Xs>();
 }
 
 template <>
-Packer packer_of<Iq2S>() {
-  return grid_packer<S>();
+constexpr Packer packer_of<Iq2S>() {
+  return grid_packer<GridIq2S>();
 }
-
-}  // namespace lutkern

@@ -5,10 +5,6 @@
 // want[b] is a sub-block's own best scale and weight[b] the curvature of its error around it (sum of importance *
 // code^2), so this is the block's error to second order. d is tried with the largest wanted scale on each of the
 // integers, every try is finished by a least-squares d for its integers, and the best one wins.
-#pragma once
-#include "half.h"
-
-namespace lutkern {
 
 struct ScaleUnits {
   float offset;
@@ -70,5 +66,3 @@ static inline float fit_block_scale(const ScaleUnits& units, const float* want, 
   }
   return best_d;
 }
-
-}  // namespace lutkern

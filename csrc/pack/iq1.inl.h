@@ -4,13 +4,8 @@
 //
 // The search is grid_block.h's. The rows carry the signs; the two shifts are two variants of the codebook, chosen for
 // 32 weights in IQ1_S and for each row in IQ1_M.
-#include "grid_block.h"
-#include "quantisers.h"
 
-namespace lutkern {
-namespace {
-
-struct Iq1 {
+struct GridIq1 {
   enum : int { kRows = 2048, kDims = 8, kLevels = 3, kKeys = 81, kSigned = 0, kParity = 0, kVariants = 2 };
   static constexpr float kLevel[2][3] = {{-0.875f, 0.125f, 1.125f}, {-1.125f, -0.125f, 0.875f}};
   static constexpr ScaleUnits kUnits = {0.5f, 2.0f, 7};
@@ -18,12 +13,12 @@ struct Iq1 {
   static const auto& codebook() { return kIq1Grid; }
 };
 
-struct S : Iq1 {
+struct GridIq1S : GridIq1 {
   using Block = Iq1S;
   enum : int { kSubs = 8, kVariantPerGroup = 0, kEstimates = 7, kTrials = 1 };
   static constexpr float kUsualScale = 1.2f, kFirstTrial = 1.03f, kTrialStep = 1.0f;
 
-  static void store(const GridBlock<S>& from, Block* to) {
+  static void store(const GridBlock<GridIq1S>& from, Block* to) {
     store_u16(to->d, from.half);
     for (int i = 0; i < 32; ++i) to->index[i] = static_cast<uint8_t>(from.row[i]);
     for (int b = 0; b < 8; ++b) {
@@ -35,12 +30,12 @@ struct S : Iq1 {
   }
 };
 
-struct M : Iq1 {
+struct GridIq1M : GridIq1 {
   using Block = Iq1M;
   enum : int { kSubs = 16, kVariantPerGroup = 1, kEstimates = 7, kTrials = 2 };
   static constexpr float kUsualScale = 1.2f, kFirstTrial = 0.95f, kTrialStep = 1.15f;
 
-  static void store(const GridBlock<M>& from, Block* to) {
+  static void store(const GridBlock<GridIq1M>& from, Block* to) {
     for (int i = 0; i < 32; ++i) to->index[i] = static_cast<uint8_t>(from.row[i]);
     for (int k = 0; k < 16; ++k) {
       const int low = from.row[2 * k] >> 8 | from.variant[2 * k] << 3;
@@ -55,16 +50,12 @@ struct M : Iq1 {
   }
 };
 
-}  // namespace
-
 template <>
-Packer packer_of<Iq1S>() {
-  return grid_packer<S>();
+constexpr Packer packer_of<Iq1S>() {
+  return grid_packer<GridIq1S>();
 }
 
 template <>
-Packer packer_of<Iq1M>() {
-  return grid_packer<M>();
+constexpr Packer packer_of<Iq1M>() {
+  return grid_packer<GridIq1M>();
 }
-
-}  // namespace lutkern

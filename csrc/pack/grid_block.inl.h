@@ -23,15 +23,6 @@
 //   kUsualScale       of a sub-block, relative to its root mean square; kEstimates scales are estimated around it
 //   kTrials           scales searched: kFirstTrial times the lowest estimate, and on in ratios of kTrialStep
 //   Block, store(GridBlock<F>, Block*), codebook(), level_of(byte of the codebook)
-#pragma once
-#include <math.h>
-
-#include "block_input.h"
-#include "grid_search.h"
-#include "pack.h"
-#include "scale_fit.h"
-
-namespace lutkern {
 
 // Added to every cost: a tagged zero would be a subnormal number.
 static constexpr float kLeastCost = 1e-30f;
@@ -462,7 +453,7 @@ const GridBook<F>& grid_book() {
 }
 
 template <typename F>
-bool pack_grid_row(const float* w, const float* importance, int64_t cols, uint8_t* blocks) {
+bool pack_grid_row(const float* w, const float* importance, int64_t cols, Effort, uint8_t* blocks) {
   using Block = typename F::Block;
   const GridBook<F>& book = grid_book<F>();
   GridBlock<F> block;
@@ -474,11 +465,6 @@ bool pack_grid_row(const float* w, const float* importance, int64_t cols, uint8_
 }
 
 template <typename F>
-Packer grid_packer() {
-  return {pack_grid_row<F>, [] {
-            grid_book<F>();
-            return true;
-          }};
+constexpr Packer grid_packer() {
+  return {pack_grid_row<F>, [] { grid_book<F>(); }};
 }
-
-}  // namespace lutkern

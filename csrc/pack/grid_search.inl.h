@@ -12,11 +12,6 @@
 //
 // Costs carry the key in the lowest 7 bits of their mantissa: the minimum brings its argument along. The error of a
 // cost is below 2^-16 of its value, far less than what separates two rows.
-#pragma once
-#include <stdint.h>
-#include <string.h>
-
-namespace lutkern {
 
 enum : int { kLanes = 32 };
 
@@ -95,5 +90,3 @@ struct GridTable {
     }
   }
 };
-
-}  // namespace lutkern

@@ -4,17 +4,12 @@
 //   iq3_s    weight = d * (2 s + 1) * codebook[row][j] * sign[j]            codebook of {1, 3, 5, 7, 9, 11, 13, 15}
 //
 // The search is grid_block.h's; a row is four weights, signs belong to eight.
-#include "grid_block.h"
-#include "quantisers.h"
 
-namespace lutkern {
-namespace {
-
-struct Iq3 {
+struct GridIq3 {
   enum : int { kDims = 4, kLevels = 8, kKeys = 64, kSubs = 8, kSigned = 1, kVariants = 1, kVariantPerGroup = 0 };
 };
 
-struct Xxs : Iq3 {
+struct GridIq3Xxs : GridIq3 {
   using Block = Iq3Xxs;
   enum : int { kRows = 256, kParity = 1, kEstimates = 1, kTrials = 6 };
   static constexpr float kLevel[1][8] = {{4.0f, 12.0f, 20.0f, 28.0f, 36.0f, 44.0f, 52.0f, 62.0f}};
@@ -23,7 +18,7 @@ struct Xxs : Iq3 {
   static int level_of(uint8_t code) { return code == 62 ? 7 : code / 8; }
   static const auto& codebook() { return kIq3XxsGrid; }
 
-  static void store(const GridBlock<Xxs>& from, Block* to) {
+  static void store(const GridBlock<GridIq3Xxs>& from, Block* to) {
     store_u16(to->d, from.half);
     for (int i = 0; i < 64; ++i) to->index[i] = static_cast<uint8_t>(from.row[i]);
     for (int b = 0; b < 8; ++b) {
@@ -34,7 +29,7 @@ struct Xxs : Iq3 {
   }
 };
 
-struct S : Iq3 {
+struct GridIq3S : GridIq3 {
   using Block = Iq3S;
   enum : int { kRows = 512, kParity = 0, kEstimates = 11, kTrials = 4 };
   static constexpr float kLevel[1][8] = {{1.0f, 3.0f, 5.0f, 7.0f, 9.0f, 11.0f, 13.0f, 15.0f}};
@@ -43,7 +38,7 @@ struct S : Iq3 {
   static int level_of(uint8_t code) { return code / 2; }
   static const auto& codebook() { return kIq3SGrid; }
 
-  static void store(const GridBlock<S>& from, Block* to) {
+  static void store(const GridBlock<GridIq3S>& from, Block* to) {
     store_u16(to->d, from.half);
     for (int k = 0; k < 8; ++k) {
       int high = 0;
@@ -58,16 +53,12 @@ struct S : Iq3 {
   }
 };
 
-}  // namespace
-
 template <>
-Packer packer_of<Iq3Xxs>() {
-  return grid_packer<Xxs>();
+constexpr Packer packer_of<Iq3Xxs>() {
+  return grid_packer<GridIq3Xxs>();
 }
 
 template <>
-Packer packer_of<Iq3S>() {
-  return grid_packer<S>();
+constexpr Packer packer_of<Iq3S>() {
+  return grid_packer<GridIq3S>();
 }
-
-}  // namespace lutkern

@@ -9,17 +9,8 @@
 // where the largest magnitude meets a value exactly, and in both signs in small steps from there down, so that the
 // largest ones are cut; the best d is refined by least squares, rounded to fp16, and refined once more for the codes it
 // gives.
-#include <math.h>
-#include <string.h>
 
-#include "block_input.h"
-#include "half.h"
-#include "quantisers.h"
-
-namespace lutkern {
-namespace {
-
-bool pack_q8_0(const float* w, const float*, int64_t cols, uint8_t* blocks) {
+bool pack_q8_0(const float* w, const float*, int64_t cols, Effort, uint8_t* blocks) {
   for (int64_t c = 0; c < cols; c += Q80::kBlockSize, blocks += Q80::kBlockBytes, w += Q80::kBlockSize) {
     Q80* to = reinterpret_cast<Q80*>(blocks);
     float largest = 0.0f;
@@ -131,7 +122,7 @@ float search_iq4(const BlockInput<32>& in) {
   return best_d;
 }
 
-bool pack_iq4_nl(const float* w, const float* importance, int64_t cols, uint8_t* blocks) {
+bool pack_iq4_nl(const float* w, const float* importance, int64_t cols, Effort, uint8_t* blocks) {
   for (int64_t c = 0; c < cols; c += Iq4Nl::kBlockSize, blocks += Iq4Nl::kBlockBytes) {
     Iq4Nl* to = reinterpret_cast<Iq4Nl*>(blocks);
     BlockInput<32> in;
@@ -154,7 +145,7 @@ bool pack_iq4_nl(const float* w, const float* importance, int64_t cols, uint8_t*
   return true;
 }
 
-bool pack_bf16(const float* w, const float*, int64_t cols, uint8_t* blocks) {
+bool pack_bf16(const float* w, const float*, int64_t cols, Effort, uint8_t* blocks) {
   bool fits = true;
   for (int64_t c = 0; c < cols; ++c) {
     const uint32_t bits = bits_from_float(w[c]);
@@ -165,7 +156,7 @@ bool pack_bf16(const float* w, const float*, int64_t cols, uint8_t* blocks) {
   return fits;
 }
 
-bool pack_f16(const float* w, const float*, int64_t cols, uint8_t* blocks) {
+bool pack_f16(const float* w, const float*, int64_t cols, Effort, uint8_t* blocks) {
   bool fits = true;
   for (int64_t c = 0; c < cols; ++c) {
     const uint32_t half = half_from_float(w[c]);
@@ -175,39 +166,32 @@ bool pack_f16(const float* w, const float*, int64_t cols, uint8_t* blocks) {
   return fits;
 }
 
-bool pack_f32(const float* w, const float*, int64_t cols, uint8_t* blocks) {
+bool pack_f32(const float* w, const float*, int64_t cols, Effort, uint8_t* blocks) {
   for (int64_t c = 0; c < cols; ++c) store_u32(blocks + 4 * c, bits_from_float(w[c]));
   return true;
 }
 
-}  // namespace
-
 template <>
-Packer packer_of<Q80>() {
+constexpr Packer packer_of<Q80>() {
   return {pack_q8_0, nullptr};
 }
 
 template <>
-Packer packer_of<Iq4Nl>() {
-  return {pack_iq4_nl, [] {
-            iq4_nearest();
-            return true;
-          }};
+constexpr Packer packer_of<Iq4Nl>() {
+  return {pack_iq4_nl, [] { iq4_nearest(); }};
 }
 
 template <>
-Packer packer_of<Bf16>() {
+constexpr Packer packer_of<Bf16>() {
   return {pack_bf16, nullptr};
 }
 
 template <>
-Packer packer_of<F16>() {
+constexpr Packer packer_of<F16>() {
   return {pack_f16, nullptr};
 }
 
 template <>
-Packer packer_of<F32>() {
+constexpr Packer packer_of<F32>() {
   return {pack_f32, nullptr};
 }
-
-}  // namespace lutkern

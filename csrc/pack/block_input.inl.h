@@ -1,9 +1,4 @@
 // A block's weights and importances, scaled by powers of two so that float arithmetic neither overflows nor underflows.
-#pragma once
-#include <math.h>
-#include <stdint.h>
-
-namespace lutkern {
 
 // Importance below this fraction of the block's largest counts as this fraction: it keeps every divisor positive.
 static constexpr float kLeastImportance = 1e-10f;
@@ -63,5 +58,3 @@ struct BlockInput {
     return largest;
   }
 };
-
-}  // namespace lutkern
