@@ -53,9 +53,7 @@ def check_target(target: str | os.PathLike[str], source: Source) -> None:
     if os.path.isdir(path):
         raise IsADirectoryError(errno.EISDIR, "pack_file: is a folder, expected a file name", path)
     if SHARD_NAME.fullmatch(name):
-        raise ValueError(
-            f"pack_file: the output is named {quoted(name)}, expected a name without the number of a shard"
-        )
+        raise ValueError(f"pack_file: the output is named {quoted(name)}, expected one without a shard number")
     _refuse_source(path, source)
 
 
