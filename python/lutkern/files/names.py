@@ -91,15 +91,12 @@ class NameMap:
             target = match.expand(replacement)
             expert = match["expert"] if "expert" in pattern.groupindex else None
             if expert is not None and (not expert.isdecimal() or len(expert) > MAX_EXPERT_DIGITS):
-                raise ValueError(
-                    f"pack_file: tensor {quoted(name)}: expert is {quoted(expert)}, expected a small number"
-                )
+                text = f"expert is {quoted(expert)}, expected a number of at most {MAX_EXPERT_DIGITS} digits"
+                raise ValueError(f"pack_file: tensor {quoted(name)}: {text}")
             paired = _PAIRED.fullmatch(target)
             heads = self._heads.get(paired[1], 0) if paired else 0
             return Target(target, None if expert is None else int(expert), heads)
-        raise ValueError(
-            f"pack_file: tensor {quoted(name)} has no GGUF name, expected a pattern of the name map to match"
-        )
+        raise ValueError(f"pack_file: tensor {quoted(name)} matches no pattern of the name map, expected one")
 
 
 def built_in_map(metadata: Mapping[str, Any]) -> NameMap:
@@ -107,6 +104,6 @@ def built_in_map(metadata: Mapping[str, Any]) -> NameMap:
     architecture = metadata["general.architecture"]
     heads: dict[str, int] = {}
     if architecture in PAIRED_ARCHITECTURES:
-        count = metadata[f"{architecture}.attention.head_count"]
-        heads = {"q": count, "k": metadata.get(f"{architecture}.attention.head_count_kv", count)}
+        count = int(metadata[f"{architecture}.attention.head_count"])
+        heads = {"q": count, "k": int(metadata.get(f"{architecture}.attention.head_count_kv", count))}
     return NameMap(BUILT_IN, heads)
