@@ -13,6 +13,7 @@ from ._core import version as __version__
 from .files import pack_file
 from .formats import Format, formats
 from .gguf import open_gguf, write_gguf
+from .importance import Importance
 from .moe import moe
 from .ops import dequantize, matmul, matvec, pack
 from .runtime import (
@@ -33,6 +34,7 @@ from .tensor import PackedTensor
 __all__ = [
     "Device",
     "Format",
+    "Importance",
     "PackedTensor",
     "__version__",
     "dequantize",
