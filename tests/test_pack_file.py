@@ -108,19 +108,29 @@ def test_bytes_are_those_of_pack(moe: tuple[Path, dict[str, Any]], tmp_path: Pat
     assert plan.notes == ((note,) if with_importance else ())
 
 
-def test_importance_that_is_not_positive_is_replaced(moe: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+def test_an_importance_file(moe: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     path, arrays = moe
-    name = "blk.0.ffn_up_exps.weight"
-    broken = np.full((EXPERTS, HIDDEN), 2.0, np.float32)
-    broken[0, :3] = 0, -1, np.nan
-    broken[2] = 0  # an expert that no token was routed to
-    plan = lutkern.pack_file(path, tmp_path / "out.gguf", types=[f"^{name}=iq1_s"], importance=Columns({name: broken}))
-    assert plan.notes == (f"{3 + HIDDEN} entries of importance are not positive, in {name}: replaced",)
-    good = np.full((EXPERTS, HIDDEN), 2.0, np.float32)
-    good[2] = 1
+    name, other = "blk.0.ffn_up_exps.weight", "blk.0.attn_q.weight"
+    rng = np.random.default_rng(0)
+    importance = lutkern.Importance()
+    x = rng.standard_normal((40, 1, HIDDEN)).astype(np.float32)
+    importance.update(name, x, rng.integers(0, 2, (40, 1)), experts=EXPERTS)  # nothing for the last expert
+    importance.update(other, x[:, 0])
+    importance.write(tmp_path / "importance.gguf")
+    types = [f"^{name}=iq1_s", f"^{other}=iq2_xxs"]
+    plan = lutkern.pack_file(path, tmp_path / "out.gguf", types=types, importance=tmp_path / "importance.gguf")
+    assert plan.notes == (
+        f"importance of {name}: 1 of {EXPERTS} experts without importance, replaced by that of neighbours",
+    )
+    with pytest.warns(RuntimeWarning, match="1 of 3 experts"):
+        columns = importance.for_weight(name, arrays[name].shape)
     with lutkern.open_gguf(tmp_path / "out.gguf") as file:
-        expected = lutkern.pack(arrays[name], "iq1_s", importance=good)
+        assert file.metadata["quantize.imatrix.file"] == "importance.gguf"
+        expected = lutkern.pack(arrays[name], "iq1_s", importance=columns)
         np.testing.assert_array_equal(file[name].blocks(), expected.blocks())
+        one = importance.for_weight(other, arrays[other].shape)
+        expected = lutkern.pack(arrays[other], "iq2_xxs", importance=one)
+        np.testing.assert_array_equal(file[other].blocks(), expected.blocks())
 
 
 @pytest.mark.parametrize("source", ["f32", "f16", "bf16", "q8_0"])

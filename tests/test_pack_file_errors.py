@@ -16,7 +16,6 @@ import numpy as np
 import pytest
 
 import lutkern
-from lutkern.files import weighting
 from model_files import write_moe
 
 PACKABLE = ", ".join(fmt.name for fmt in lutkern.formats() if fmt.can_pack)
@@ -238,7 +237,16 @@ def test_missing_packages(moe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
         lutkern.pack_file(moe, tmp_path / "out.gguf", preset="1bit")
 
 
-def test_importance_is_read_from_a_path(moe: Path, tmp_path: Path) -> None:
-    with pytest.raises((OSError, ImportError)):
+def test_an_importance_file_that_is_missing(moe: Path, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"none\.dat"):
         lutkern.pack_file(moe, tmp_path / "out.gguf", preset="1bit", importance=tmp_path / "none.dat")
-    assert weighting.Weighting.read(None).name is None
+
+
+def test_importance_of_other_sizes(moe: Path, tmp_path: Path) -> None:
+    importance = lutkern.Importance()
+    importance.update("blk.0.attn_q.weight", np.ones((2, 5), np.float32))
+    with pytest.raises(
+        ValueError, match=r"^Importance\.for_weight: 'blk\.0\.attn_q\.weight' is .*, the weight is 256 x 256"
+    ):
+        lutkern.pack_file(moe, tmp_path / "out.gguf", preset="1bit", importance=importance)
+    assert [p.name for p in tmp_path.iterdir()] == ["moe.gguf"]

@@ -1,45 +1,41 @@
-"""The importance of a model's columns, made fit for packing, and what to tell about it."""
+"""The importance of a model's columns, and what to tell about it."""
 
 from __future__ import annotations
 
 import os
+import warnings
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from ..importance import Importance
 from .source import SourceTensor
 
 
 class ImportanceLike(Protocol):
-    """What `lutkern.Importance` offers here."""
+    """What is used of `lutkern.Importance`."""
 
     def __contains__(self, name: object) -> bool: ...
 
     def for_weight(self, name: str, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
-        """Return float32 (cols,) or (experts, cols)."""
+        """Return float32 (cols,) or (experts, cols), finite and positive; a warning tells what was replaced."""
         ...
 
 
 class Weighting:
-    """Importance for each tensor, (experts or 1, cols), positive everywhere.
+    """Importance for each tensor, (experts or 1, cols). `name` is the name of the file it is from, or None."""
 
-    `name` is the file's name or None. `missing` and `repaired` collect the tensors that have none, and those some of
-    whose entries were replaced by the mean of the others of their expert.
-    """
-
-    def __init__(self, importance: Any = None, name: str | None = None) -> None:
-        self._importance: ImportanceLike | None = importance
+    def __init__(self, importance: ImportanceLike | None = None, name: str | None = None) -> None:
+        self._importance = importance
+        self._missing: set[str] = set()
+        self._replaced: dict[str, str] = {}
         self.name = name
-        self.missing: set[str] = set()
-        self.repaired: dict[str, int] = {}
 
     @classmethod
     def read(cls, importance: Any) -> Weighting:
-        """Take an importance object, the path of an importance file, or None. Raises as `lutkern.Importance.read`."""
+        """Take an importance object, the path of an importance file, or None. Raises as `Importance.read` does."""
         if isinstance(importance, (str, os.PathLike)):
-            from ..importance import Importance
-
             return cls(Importance.read(importance), os.path.basename(os.fspath(importance)))
         return cls(importance)
 
@@ -48,30 +44,21 @@ class Weighting:
         if self._importance is None:
             return None
         if tensor.name not in self._importance:
-            self.missing.add(tensor.name)
+            self._missing.add(tensor.name)
             return None
-        found = self._importance.for_weight(tensor.name, tensor.shape)
-        values = np.array(found, np.float32).reshape(-1, tensor.cols)
-        good = np.isfinite(values) & (values > 0)
-        if not good.all():
-            self.repaired[tensor.name] = int((~good).sum())
-            totals = np.where(good, values, 0).sum(axis=1, dtype=np.float64)
-            counts = good.sum(axis=1)
-            means = np.where(counts > 0, totals / np.maximum(counts, 1), 1.0).astype(np.float32)
-            values = np.where(good, values, means[:, None])
-        return values
+        # Hundreds of tensors would warn hundreds of times; the summary tells it instead.
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            values = self._importance.for_weight(tensor.name, tensor.shape)
+        if caught:
+            self._replaced[tensor.name] = str(caught[0].message).rpartition(": ")[2]
+        return np.asarray(values, np.float32).reshape(-1, tensor.cols)
 
     def notes(self) -> list[str]:
         """Say what was missing and what was replaced."""
         notes = []
-        if self.missing:
-            notes.append(f"no importance for {_some(sorted(self.missing))}: packed without")
-        if self.repaired:
-            count = sum(self.repaired.values())
-            notes.append(f"{count} entries of importance are not positive, in {_some(list(self.repaired))}: replaced")
-        return notes
-
-
-def _some(names: list[str]) -> str:
-    shown = ", ".join(names[:3])
-    return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"
+        if self._missing:
+            names = sorted(self._missing)
+            shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+            notes.append(f"no importance for {shown}: packed without")
+        return notes + [f"importance of {name}: {text}" for name, text in self._replaced.items()]

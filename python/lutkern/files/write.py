@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import secrets
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -19,8 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ..gguf import SHARD_NAME
-from ..gguf_metadata import Metadata, quoted
-from ..gguf_write import ALIGNMENT, ARCHITECTURE, SPLIT_KEYS, add_metadata
+from ..gguf_metadata import SCALAR_DTYPES, Metadata, quoted
+from ..gguf_write import ALIGNMENT, ARCHITECTURE, SPLIT_KEYS, add_metadata, target_and_part
 from ..ops import pack
 from .plan import Plan, PlannedTensor
 from .source import Source
@@ -46,12 +45,8 @@ def target_paths(target: str | os.PathLike[str], n_shards: int) -> list[str]:
 
 def check_target(target: str | os.PathLike[str], source: Source) -> None:
     """Check that the target is a file name in an existing folder, and none of the source. OSError or ValueError."""
-    path = os.path.abspath(os.fspath(target))
-    folder, name = os.path.split(path)
-    if not os.path.isdir(folder):
-        raise FileNotFoundError(errno.ENOENT, "pack_file: the folder does not exist", folder)
-    if os.path.isdir(path):
-        raise IsADirectoryError(errno.EISDIR, "pack_file: is a folder, expected a file name", path)
+    path, _ = target_and_part("pack_file", os.fspath(target))
+    name = os.path.basename(path)
     if SHARD_NAME.fullmatch(name):
         raise ValueError(f"pack_file: the output is named {quoted(name)}, expected one without a shard number")
     _refuse_source(path, source)
@@ -122,11 +117,7 @@ def write_plan(
 @contextmanager
 def _parts(paths: Sequence[str]) -> Iterator[list[str]]:
     """Give temporary names beside `paths`; rename them at the end, or remove them and what was renamed already."""
-    token = secrets.token_hex(4)
-    parts = []
-    for path in paths:
-        folder, name = os.path.split(path)
-        parts.append(os.path.join(folder, f".{name[:100]}.{token}.part"))
+    parts = [target_and_part("pack_file", path)[1] for path in paths]
     left = list(parts)
     try:
         yield parts
@@ -246,8 +237,6 @@ def result_metadata(source: Source, plan: Plan, weighting: Weighting) -> tuple[d
 
 def typed_value(metadata: Mapping[str, Any], key: str) -> Any:
     """Return a value that `write_gguf` writes in the type it has in its file."""
-    from ..gguf_metadata import SCALAR_DTYPES
-
     value = metadata[key]
     if isinstance(metadata, Metadata):
         dtype = SCALAR_DTYPES.get(metadata.value_type(key)[0])
