@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from pathlib import Path
 
@@ -70,6 +71,15 @@ def test_dry_run_shows_every_tensor(moe: Path, tmp_path: Path, capsys: pytest.Ca
     rows = [line.split() for line in out.splitlines()]
     assert ["blk.0.attn_q.weight", "256", "x", "256", "f16", "q6_k", "53760", "6.5625", "default"] in rows
     assert out.splitlines()[-1] == "nothing was written"
+
+
+def test_outside_of_the_main_thread(moe: Path, tmp_path: Path) -> None:
+    codes: list[int] = []
+    arguments = ["pack", str(moe), str(tmp_path / "out.gguf"), "--default", "q8_0", "--json"]
+    thread = threading.Thread(target=lambda: codes.append(cli.main(arguments)))
+    thread.start()
+    thread.join()
+    assert codes == [0]
 
 
 def test_target_bpw(moe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -151,8 +161,8 @@ def test_signals_leave_nothing(tmp_path: Path, number: signal.Signals, code: int
 
 
 def test_memory_does_not_grow_with_the_tensors(tmp_path: Path) -> None:
-    """Packing a tensor of 128 MB adds far less than the tensor: neither it nor its float copy is ever in memory."""
-    megabytes = 128
+    """Packing a tensor of 64 MB adds far less than the tensor: neither it nor its float copy is ever in memory."""
+    megabytes = 64
     writer = gguf.GGUFWriter(tmp_path / "in.gguf", "llama")
     experts = np.random.default_rng(0).standard_normal((megabytes // 4, 1024, 2048), np.float32).astype(np.float16)
     writer.add_tensor("blk.0.ffn_up_exps.weight", experts)
@@ -169,7 +179,7 @@ def test_memory_does_not_grow_with_the_tensors(tmp_path: Path) -> None:
         print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
     """
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, check=True)
-    assert int(done.stdout) < 48 << 10  # in KiB
+    assert int(done.stdout) < 40 << 10  # in KiB
     with lutkern.open_gguf(tmp_path / "out.gguf") as file:
         expected = lutkern.pack(experts[-1], "q8_0")
         np.testing.assert_array_equal(file["blk.0.ffn_up_exps.weight"][-1].blocks(), expected.blocks())

@@ -81,6 +81,14 @@ def test_a_dense_model_gets_the_formats_of_experts(tmp_path: Path) -> None:
     assert found["blk.0.ffn_down.weight"] == PRESETS["2bit"]["down"][1]
 
 
+def test_a_tied_embedding_gets_the_format_of_the_output(tmp_path: Path) -> None:
+    arrays = moe_arrays()
+    del arrays["output.weight"]
+    write_moe(tmp_path / "tied.gguf", arrays)
+    found = formats_of(lutkern.pack_file(tmp_path / "tied.gguf", tmp_path / "out.gguf", preset="1bit"))
+    assert found["token_embd.weight"] == PRESETS["1bit"]["output"][0] != PRESETS["1bit"]["embedding"][0]
+
+
 @pytest.mark.parametrize("with_importance", [False, True])
 def test_bytes_are_those_of_pack(moe: tuple[Path, dict[str, Any]], tmp_path: Path, with_importance: bool) -> None:
     path, arrays = moe

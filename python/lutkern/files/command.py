@@ -6,6 +6,7 @@ import argparse
 import json
 import re
 import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -103,6 +104,9 @@ def _ended_by_sigterm() -> Iterator[None]:
     def end(number: int, frame: object) -> None:
         raise SystemExit(_TERMINATED)
 
+    if threading.current_thread() is not threading.main_thread():  # only that one can handle signals
+        yield
+        return
     before = signal.signal(signal.SIGTERM, end)
     try:
         yield

@@ -153,6 +153,7 @@ class Chooser:
         self._mix = mix
         names = [tensor.name for tensor in tensors]
         self._has_experts = any("_exps." in name for name in names)
+        self._tied = "output.weight" not in names
         self._edges = self._edge_layers(names)
 
     def choose(self, tensor: SourceTensor) -> Choice:
@@ -170,6 +171,8 @@ class Chooser:
         kind = kind_of(tensor.name, self._has_experts)
         if self._mix and (kind in ROUTED_KINDS or not self._preset):
             return Choice(None, "mix", free=True)
+        if kind == "embedding" and self._tied:
+            kind = "output"  # the same matrix makes the logits
         if kind in self._preset and not (kind == "other" and self._default is not None):
             name = self._preset[kind][self._layer(tensor.name) in self._edges.get(kind, ())]
             return self._unless_smaller(tensor, packable(name), f"preset {self._preset_name}: {kind}")
