@@ -11,7 +11,11 @@ constexpr Packer packer_of() {
 
 #include "scale_fit.inl.h"
 
+#include "lanes.inl.h"
+
 #include "grid_search.inl.h"
+
+#include "grid_scale.inl.h"
 
 #include "grid_block.inl.h"
 
