@@ -214,8 +214,7 @@ class _Packer:
         )
         result = {}
         for (tensor, _), option in zip(options, chosen, strict=True):
-            error = option.error / tensor.n_weights
-            result[tensor.name] = planned(tensor, Choice(option.format, "mix"), error=error)
+            result[tensor.name] = planned(tensor, Choice(option.format, "mix"), error=option.error)
             check_tensor(result[tensor.name], self._allow_requantize)
         return result
 
