@@ -1,8 +1,7 @@
-"""Small models on the disk for the tests of packing: experts in a GGUF file, checkpoints as safetensors."""
+"""Small models on the disk for the tests of packing: experts in a GGUF file, random weights."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -73,23 +72,6 @@ def write_blocks(path: Path, tensors: Mapping[str, tuple[str, tuple[int, ...]]])
         found = next(f for f in lutkern.formats() if f.name == fmt)
         packed[name] = lutkern.PackedTensor.from_blocks(finite_blocks(rng, found, shape), found, shape)
     lutkern.write_gguf(path, packed, {"general.architecture": "llama"})
-
-
-def bfloat16_bits(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Cut float32 to bfloat16."""
-    return (values.astype(np.float32).view(np.uint32) >> 16).astype(np.uint16)
-
-
-def write_safetensors(path: Path, arrays: Mapping[str, tuple[str, np.ndarray[Any, Any]]], **header: Any) -> None:
-    """Write name -> (dtype of the file, array); `header` replaces entries of the header."""
-    entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    data = b""
-    for name, (dtype, values) in arrays.items():
-        raw = values.tobytes()
-        entries[name] = {"dtype": dtype, "shape": list(values.shape), "data_offsets": [len(data), len(data) + len(raw)]}
-        data += raw
-    text = json.dumps({**entries, **header}).encode()
-    path.write_bytes(len(text).to_bytes(8, "little") + text + data)
 
 
 class Columns:

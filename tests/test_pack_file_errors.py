@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 import lutkern
+from gguf_bytes import STRING, build, entry, text
 from model_files import write_moe
 
 PACKABLE = ", ".join(fmt.name for fmt in lutkern.formats() if fmt.can_pack)
@@ -72,8 +73,8 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
 
 @pytest.mark.parametrize("case", list(REFUSED))
 def test_wrong_arguments(moe: Path, tmp_path: Path, case: str) -> None:
-    arguments, text = REFUSED[case]
-    with pytest.raises(ValueError, match=f"^{re.escape('pack_file: ' + text)}$"):
+    arguments, problem = REFUSED[case]
+    with pytest.raises(ValueError, match=f"^{re.escape('pack_file: ' + problem)}$"):
         lutkern.pack_file(moe, tmp_path / "out.gguf", **arguments)
     assert [p.name for p in tmp_path.iterdir()] == ["moe.gguf"]
 
@@ -82,8 +83,8 @@ def test_formats_that_are_only_read(moe: Path, tmp_path: Path) -> None:
     only_read = next((fmt.name for fmt in lutkern.formats() if not fmt.can_pack), None)
     if only_read is None:
         pytest.skip("every format can be packed")
-    text = f"^pack_file: format '{only_read}' cannot be packed, expected one of: {PACKABLE}$"
-    with pytest.raises(ValueError, match=text):
+    message = f"^pack_file: format '{only_read}' cannot be packed, expected one of: {PACKABLE}$"
+    with pytest.raises(ValueError, match=message):
         lutkern.pack_file(moe, tmp_path / "out.gguf", types=[f"a={only_read}"])
 
 
@@ -148,6 +149,23 @@ def test_a_long_name(tmp_path: Path) -> None:
     write_moe(tmp_path / "in.gguf", {name: values})
     with pytest.raises(ValueError, match=f"^pack_file: tensor '{name}' has a name of 64 bytes, expected 1 to 63$"):
         lutkern.pack_file(tmp_path / "in.gguf", tmp_path / "out.gguf", preset="1bit")
+
+
+def test_a_file_without_an_architecture(tmp_path: Path) -> None:
+    (tmp_path / "in.gguf").write_bytes(build([entry("k", STRING, text("v"))]))
+    message = "^pack_file: in.gguf: general.architecture is None, expected a non-empty text$"
+    with pytest.raises(ValueError, match=message):
+        lutkern.pack_file(tmp_path / "in.gguf", tmp_path / "out.gguf", preset="1bit")
+
+
+def test_the_target_is_looked_at_before_the_measurement(moe: Path, tmp_path: Path) -> None:
+    (tmp_path / "out.gguf").touch()
+
+    def measured(name: str, n_bytes: int, weights: int) -> None:
+        raise AssertionError("measured for nothing")
+
+    with pytest.raises(FileExistsError, match="pack_file: the file exists"):
+        lutkern.pack_file(moe, tmp_path / "out.gguf", target_bpw=3.0, measured=measured)
 
 
 class StopError(Exception):

@@ -131,6 +131,8 @@ def pack_file(
     weighting = Weighting.read(importance)
     with _open(source, name_map) as opened:
         check_target(target, opened)
+        if split_size is None:
+            check_free(target_paths(target, 1), opened, force or dry_run)  # before the measurements
         chooser = Chooser(opened.tensors.values(), rules, preset, default, mix is not None)
         packer = _Packer(opened, weighting, effort, threads, allow_requantize)
         plan = packer.plan(chooser, rules, mix, split_size, measured or _nothing)

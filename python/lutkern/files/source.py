@@ -21,6 +21,7 @@ import numpy.typing as npt
 from ..formats import Format
 from ..gguf import open_gguf
 from ..gguf_metadata import quoted
+from ..gguf_write import ARCHITECTURE
 from ..ops import dequantize
 from ..tensor import PackedTensor
 
@@ -147,6 +148,10 @@ def open_gguf_source(path: str | os.PathLike[str]) -> Source:
     """Open a GGUF file, or all shards of a split one. Raises as `lutkern.open_gguf` does."""
     with ExitStack() as stack:
         file = stack.enter_context(open_gguf(path))
+        architecture = file.metadata.get(ARCHITECTURE)
+        if not isinstance(architecture, str) or not architecture:
+            name = os.path.basename(file.path)
+            raise ValueError(f"pack_file: {name}: {ARCHITECTURE} is {architecture!r}, expected a non-empty text")
         tensors = {
             info.name: SourceTensor(
                 name=info.name,
