@@ -9,8 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import lutkern
+from lutkern.files.safetensors import read_header
 from safetensors_files import QWEN3_MOE, Arrays, attention, weight, write_one, write_safetensors
 
 CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
@@ -206,3 +209,26 @@ def test_a_name_in_two_files(tmp_path: Path) -> None:
     message = "^pack_file: more.safetensors: tensor 'model.norm.weight' is also in model.safetensors$"
     with pytest.raises(ValueError, match=message):
         lutkern.pack_file(folder, tmp_path / "out.gguf", preset="1bit")
+
+
+@given(
+    changes=st.lists(st.tuples(st.integers(0, 400), st.integers(0, 255)), min_size=1, max_size=6),
+    cut=st.integers(0, 90),
+)
+def test_changed_bytes_never_crash(tmp_path_factory: pytest.TempPathFactory, changes: Any, cut: int) -> None:
+    """A damaged file is refused, or every tensor lies inside it."""
+    path = tmp_path_factory.getbasetemp() / "changed.safetensors"
+    arrays = {name: ("F32", np.ones((2, 3), np.float32)) for name in ("a", "b", "c")}
+    write_safetensors(path, arrays)
+    data = bytearray(path.read_bytes())
+    for at, value in changes:
+        data[at % len(data)] = value
+    path.write_bytes(data[: len(data) - cut])
+    tensors, problem = {}, "pack_file: changed.safetensors: "
+    try:
+        tensors = read_header(path)
+    except ValueError as error:
+        problem = str(error)
+    assert problem.startswith("pack_file: changed.safetensors: ")
+    for tensor in tensors.values():
+        assert 8 <= tensor.offset <= tensor.offset + tensor.nbytes <= path.stat().st_size
