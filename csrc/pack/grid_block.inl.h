@@ -5,7 +5,9 @@
 //
 // 1. Signs. IQ2 and IQ3 rows hold magnitudes, so a weight takes its own sign. Where the format stores seven signs and
 //    lets parity give the eighth, and the parity is wrong, the weight whose flip costs least takes the other sign; from
-//    there on it is a negative magnitude, and the row search sees what that costs.
+//    there on it is a negative magnitude, and the row search sees what that costs. The rounds of step 4 may choose rows
+//    and flips together, exactly: the cheapest flip lies in the low or in the high half of a row, so each half gets a
+//    second table of costs that holds its cheapest flip, and the search runs with either.
 // 2. Scales. As if every combination of levels were a row, the error of a sub-block is estimated at a few scales around
 //    its root mean square. Around the lowest estimate a few scales are searched for the exact best rows
 //    (grid_search.inl.h), and then the least-squares scale of the best of them.
@@ -34,13 +36,15 @@ static constexpr float kLeastCost = 1e-30f;
 static constexpr float kEstimateStep = 1.13f;
 
 struct GridEffort {
-  int estimates;      // scales that are estimated, around the usual one
-  int trials;         // scales searched: first_trial times the lowest estimate, and on in ratios of trial_step
+  int estimates;  // scales that are estimated, around the usual one
+  int trials;     // scales searched: first_trial times the lowest estimate, and on in ratios of trial_step
   float first_trial;
   float trial_step;
   int polishes;       // searches at the least-squares scale of what was found
   int rounds;         // of d
-  bool both;          // variants of a row are chosen anew in the rounds
+  int integers;       // 1: the one nearest to the wanted scale is searched; 2: both around it
+  bool parity;        // rounds choose rows and flips together
+  bool all_variants;  // searched for each sub-block and not only the one with the lower estimate; anew in each round
 };
 
 template <typename F>
@@ -82,7 +86,7 @@ class GridBlock {
   };
 
   // What the block's bytes are made of.
-  uint32_t half;         // d
+  uint32_t half;          // d
   int scale_code[kSubs];  // s
   uint16_t row[kGroups];
   uint8_t variant[kGroups];
@@ -213,6 +217,26 @@ class GridBlock {
     }
   }
 
+  // Where the parity is wrong, the flip that costs least with these rows.
+  void take_flips(const GridBook<F>& book, const Choice& choice) {
+    for (int b = 0; b < kSubs; ++b) {
+      for (int k = 0; k < kEights; ++k) {
+        const int e = b * kEights + k;
+        if (!(odd_[k][b / kVectorLanes][b % kVectorLanes])) continue;
+        float w[8], cost[8];
+        for (int j = 0; j < 8; ++j) w[j] = fabsf(input_.w[8 * e + j]);
+        const Floats<8> weighted = Floats<8>::load(input_.importance + 8 * e) * Floats<8>::load(w);
+        (weighted * codes(book, choice, b, k)).store(cost);
+        int flip = 0, before = 0;
+        for (int j = 1; j < 8; ++j) flip = cost[j] < cost[flip] ? j : flip;
+        for (int j = 1; j < 8; ++j) before = bits_from_float(input_.w[8 * e + j]) >> 31 ? j : before;  // -0 counts
+        memcpy(input_.w + 8 * e, w, sizeof w);
+        input_.w[8 * e + flip] = -w[flip];
+        signs[e] = static_cast<uint8_t>(signs[e] ^ 1 << before ^ 1 << flip);
+      }
+    }
+  }
+
   // The eighth number k of the sub-blocks of vector i: a bit for each minus, and the weight that is flipped or 8.
   void take_eight_signs(int k, int i, IntVec* minus, IntVec* flipped) {
     const FloatVec low = rms_.v[i] * (F::kLevel[0][0] * F::kUsualScale);
@@ -230,6 +254,7 @@ class GridBlock {
       least = better ? cost : least;
       cheapest = better ? IntVec{} + j : cheapest;
     }
+    odd_[k][i] = odd;
     cheapest = odd ? cheapest : IntVec{} + 8;
     for (int j = 0; F::kParity && j < 8; ++j) {
       FloatVec& w = eighth(w_, k, i, j);
@@ -246,12 +271,22 @@ class GridBlock {
     return x[g / kGroupsPerSet][j % kDims].v[g % kGroupsPerSet * kSubVectors + i];
   }
 
+  // cost[low + n * high] = a[low] + b[high]
+  template <int n>
+  static void add_all(const FloatVec* a, const FloatVec* b, bool tag, int i, Lanes* cost) {
+    for (int high = 0; high < n; ++high) {
+      for (int low = 0; low < n; ++low) {
+        const FloatVec sum = a[low] + b[high];
+        cost[high * n + low].v[i] = tag ? tagged(sum, high * n + low) : sum;
+      }
+    }
+  }
+
   // cost[key] of every level combination of half a row, positions w[0] .. w[kHalf - 1]; point[n] is what level n
   // decodes to.
   static void fill_costs(const Lanes* w, const Lanes* importance, const Lanes* point, bool tag, Lanes* cost) {
-    enum : int { kPairKeys = kLevels * kLevels, kPairs = kHalf / 2 };
     for (int i = 0; i < Lanes::kVectors; ++i) {
-      FloatVec single[kHalf][kLevels], pair[kPairs][kPairKeys];
+      FloatVec single[kHalf][kLevels];
       for (int j = 0; j < kHalf; ++j) {
         for (int n = 0; n < kLevels; ++n) {
           const FloatVec off = w[j].v[i] - point[n].v[i];
@@ -259,17 +294,45 @@ class GridBlock {
           if (tag && j == 0) single[j][n] = single[j][n] + kLeastCost;
         }
       }
-      for (int p = 0; p < kPairs; ++p) {
-        for (int key = 0; key < kPairKeys; ++key) {
-          pair[p][key] = single[2 * p][key % kLevels] + single[2 * p + 1][key / kLevels];
+      if constexpr (kHalf == 2) {
+        add_all<kLevels>(single[0], single[1], tag, i, cost);
+      } else {
+        FloatVec pair[2][kLevels * kLevels];
+        for (int p = 0; p < 2; ++p) {
+          for (int key = 0; key < kLevels * kLevels; ++key) {
+            pair[p][key] = single[2 * p][key % kLevels] + single[2 * p + 1][key / kLevels];
+          }
+        }
+        add_all<kLevels * kLevels>(pair[0], pair[1], tag, i, cost);
+      }
+    }
+  }
+
+  // The same for magnitudes w; flipped[key] has the cheapest of the half's weights take the other sign where odd. A flip
+  // costs importance * ((w + point)^2 - (w - point)^2).
+  static void fill_flipped(const Lanes* w, const Lanes* importance, const Lanes* point, const LaneInts& odd, bool tag,
+                           Lanes* flipped) {
+    for (int i = 0; i < Lanes::kVectors; ++i) {
+      FloatVec single[kHalf][kLevels], flip[kHalf][kLevels];
+      for (int j = 0; j < kHalf; ++j) {
+        const FloatVec magnitude = floats_of(bits_of(w[j].v[i]) & 0x7fffffff);
+        for (int n = 0; n < kLevels; ++n) {
+          const FloatVec off = magnitude - point[n].v[i];
+          single[j][n] = importance[j].v[i] * off * off;
+          flip[j][n] = floats_of(bits_of(4.0f * importance[j].v[i] * magnitude * point[n].v[i]) & odd.v[i]);
+          if (tag && j == 0) single[j][n] = single[j][n] + kLeastCost;
         }
       }
-      for (int high = 0; high < F::kKeys / kPairKeys; ++high) {
-        for (int low = 0; low < kPairKeys; ++low) {
-          const int key = high * kPairKeys + low;
-          const FloatVec sum = kPairs == 1 ? pair[0][low] : pair[0][low] + pair[kPairs - 1][high];
-          cost[key].v[i] = tag ? tagged(sum, key) : sum;
+      for (int key = 0; key < F::kKeys; ++key) {
+        FloatVec sum = single[0][key % kLevels] + single[1][key / kLevels % kLevels];
+        FloatVec least = min(flip[0][key % kLevels], flip[1][key / kLevels % kLevels]);
+        if constexpr (kHalf == 4) {
+          const int rest = key / (kLevels * kLevels);
+          sum = sum + (single[2][rest % kLevels] + single[3][rest / kLevels]);
+          least = min(least, min(flip[2][rest % kLevels], flip[3][rest / kLevels]));
         }
+        sum = sum + least;
+        flipped[key].v[i] = tag ? tagged(sum, key) : sum;
       }
     }
   }
@@ -298,6 +361,48 @@ class GridBlock {
     }
     out->scale = scale;
     out->error = sum_of_groups(out->cost);
+  }
+
+  // The exact best rows and flips.
+  void search_flips(const GridBook<F>& book, const Subs& scale, Choice* out) const {
+    Choice plain, in_low, in_high;
+    for (int set = 0; set < kSets; ++set) {
+      Lanes point[kLevels], low[F::kKeys], high[F::kKeys], flipped[F::kKeys];
+      LaneInts odd;
+      for (int i = 0; i < LaneInts::kVectors; ++i) {
+        const int g = set * kGroupsPerSet + i / kSubVectors;
+        odd.v[i] = odd_[g * kDims / 8][i % kSubVectors];
+      }
+      const LaneInts none = LaneInts::all(0);
+      points(scale, none, point);
+      fill_flipped(w_[set], importance_[set], point, none, false, low);
+      fill_flipped(w_[set] + kHalf, importance_[set] + kHalf, point, none, true, high);
+      if (kDims == 4) book.table.search(low, high, &plain.cost[set], &plain.pair[set]);
+      fill_flipped(w_[set], importance_[set], point, odd, false, flipped);
+      book.table.search(flipped, high, &in_low.cost[set], &in_low.pair[set]);
+      fill_flipped(w_[set] + kHalf, importance_[set] + kHalf, point, odd, true, flipped);
+      book.table.search(low, flipped, &in_high.cost[set], &in_high.pair[set]);
+    }
+    *out = in_low;
+    out->keep_better_groups(in_high);
+    if constexpr (kDims == 4) flip_one_of_two(plain, out);
+    out->scale = scale;
+    out->error = sum_of_groups(out->cost);
+  }
+
+  // Of the two rows that share a parity one keeps its signs: out holds rows with a flip, plain without.
+  static void flip_one_of_two(const Choice& plain, Choice* out) {
+    for (int g = 0; g < kGroupsPerSub; g += 2) {
+      for (int i = 0; i < kSubVectors; ++i) {
+        const FloatVec first = part(out->cost, g, i) + part(plain.cost, g + 1, i);
+        const FloatVec second = part(plain.cost, g, i) + part(out->cost, g + 1, i);
+        const IntVec in_second = second < first;
+        part(out->cost, g, i) = in_second ? part(plain.cost, g, i) : part(out->cost, g, i);
+        part(out->pair, g, i) = in_second ? part(plain.pair, g, i) : part(out->pair, g, i);
+        part(out->cost, g + 1, i) = in_second ? part(out->cost, g + 1, i) : part(plain.cost, g + 1, i);
+        part(out->pair, g + 1, i) = in_second ? part(out->pair, g + 1, i) : part(plain.pair, g + 1, i);
+      }
+    }
   }
 
   // The same with the better variant of each row.
@@ -344,10 +449,10 @@ class GridBlock {
   }
 
   // Per sub-block the scale at which the estimate is lowest; for each variant if sub-blocks choose one.
-  void likely_scales(const GridEffort& effort, Subs* likely) const {
+  void likely_scales(const GridEffort& effort, Subs* likely, Subs* lowest) const {
     float factor = F::kUsualScale;
     for (int t = 1; t < effort.estimates; t += 2) factor /= kEstimateStep;
-    Subs scale = rms_ * factor, lowest[kScaleSets];
+    Subs scale = rms_ * factor;
     for (int v = 0; v < kScaleSets; ++v) {
       lowest[v] = Subs::all(kWorst);
       likely[v] = scale;
@@ -428,19 +533,26 @@ class GridBlock {
 
   // The scale that each sub-block wants for itself, and its curvature.
   void search_scales(const GridBook<F>& book, const GridEffort& effort, Choice* best, Subs* square) const {
-    LaneInts shifted[kSets];
-    Subs likely[kScaleSets], along;
+    LaneInts shifted_of[kScaleSets][kSets], shifted[kSets];
+    Subs likely[kScaleSets], lowest[kScaleSets], along;
     Choice other;
-    likely_scales(effort, likely);
+    likely_scales(effort, likely, lowest);
     best->error = Subs::all(kWorst);
-    for (int v = 0; v < kScaleSets; ++v) {
+    int sets = kScaleSets;
+    for (int v = 0; v < kScaleSets; ++v) same_variant(v, shifted_of[v]);
+    if (kScaleSets == 2 && !effort.all_variants) {
+      const Ints<kSubs> second = less(lowest[kScaleSets - 1], lowest[0]);
+      likely[0] = select(second, likely[kScaleSets - 1], likely[0]);
+      for (int i = 0; i < LaneInts::kVectors; ++i) shifted_of[0][0].v[i] = second.v[i % kSubVectors];
+      sets = 1;
+    }
+    for (int v = 0; v < sets; ++v) {
       float factor = effort.first_trial;
       for (int t = 0; t < effort.trials; ++t, factor *= effort.trial_step) {
         if (F::kVariantPerGroup) {
           search_variants(book, likely[v] * factor, &other);
         } else {
-          same_variant(v, shifted);
-          search(book, likely[v] * factor, shifted, &other);
+          search(book, likely[v] * factor, shifted_of[v], &other);
         }
         best->keep_better_subs(other);
       }
@@ -475,14 +587,20 @@ class GridBlock {
       Choice best, other;
       Subs along, square;
       const Subs position = want * (1.0f / (d * F::kUnits.step)) - Subs::all(F::kUnits.offset);
-      const Subs below = truncated(clamped(position, 0.0f, static_cast<float>(F::kUnits.max_code - 1)));
-      const Subs unit = (below + Subs::all(F::kUnits.offset)) * F::kUnits.step;
-      search_round(book, effort, unit * d, shifted, &best);
-      search_round(book, effort, (unit + Subs::all(F::kUnits.step)) * d, shifted, &other);
-      const Ints<kSubs> above = less(other.error, best.error);
-      best.keep_better_subs(other);
+      const bool both = effort.integers == 2;
+      const float last = static_cast<float>(F::kUnits.max_code);
+      Subs code =
+          truncated(both ? clamped(position, 0.0f, last - 1.0f) : clamped(position + Subs::all(0.5f), 0.0f, last));
+      search_round(book, effort, units_of(code) * d, shifted, &best);
+      if (both) {
+        const Subs next = code + Subs::all(1.0f);
+        search_round(book, effort, units_of(next) * d, shifted, &other);
+        code = select(less(other.error, best.error), next, code);
+        best.keep_better_subs(other);
+      }
+      if (F::kParity && effort.parity) take_flips(book, best);
       moments(book, best, &along, &square);
-      const Subs units = select(above, unit + Subs::all(F::kUnits.step), unit);
+      const Subs units = units_of(code);
       float error = 0.0f, total_along = 0.0f, total_square = 0.0f;
       for (int b = 0; b < kSubs; ++b) {
         error += best.error.get(b);
@@ -494,7 +612,7 @@ class GridBlock {
       found = true;
       half = half_from_float(input_.unscaled(total_along / total_square));
       if (half >= kHalfInfinity) return false;
-      for (int b = 0; b < kSubs; ++b) scale_code[b] = static_cast<int>(below.get(b)) - above.get(b);
+      for (int b = 0; b < kSubs; ++b) scale_code[b] = static_cast<int>(code.get(b));
       take_rows(book, best);
       want = best_scale(along, square);
       variants_of(best, shifted);
@@ -503,10 +621,14 @@ class GridBlock {
     return true;
   }
 
+  static Subs units_of(const Subs& code) { return (code + Subs::all(F::kUnits.offset)) * F::kUnits.step; }
+
   void search_round(const GridBook<F>& book, const GridEffort& effort, const Subs& scale, const LaneInts* shifted,
                     Choice* out) const {
-    if (F::kVariantPerGroup && effort.both) {
+    if (F::kVariantPerGroup && effort.all_variants) {
       search_variants(book, scale, out);
+    } else if (F::kParity && effort.parity) {
+      search_flips(book, scale, out);
     } else {
       search(book, scale, shifted, out);
     }
@@ -523,8 +645,9 @@ class GridBlock {
   }
 
   BlockInput<256> input_;
-  Subs rms_;    // of a sub-block, weighted by importance
-  Subs total_;  // importance of a sub-block
+  IntVec odd_[kEights][kSubVectors];  // eights of the wrong parity
+  Subs rms_;                          // of a sub-block, weighted by importance
+  Subs total_;                        // importance of a sub-block
   Lanes w_[kSets][kDims];
   Lanes importance_[kSets][kDims];
 };

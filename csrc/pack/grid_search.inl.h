@@ -8,7 +8,9 @@
 //
 //   for k in low keys:  m = min over h in rows(k) of high[h];  best = min(best, low[k] + m)
 //
-// A row costs one minimum with a memory operand per vector; everything else is per low key. High costs carry their key
+// A row costs one minimum with a memory operand per vector; everything else is per low key. Rows come in chunks of four
+// (the last ones of a list repeat, which changes no minimum) and lists in the order of their length, so that the branch
+// at the end of a list is foreseen. High costs carry their key
 // in the lowest 7 bits of the mantissa, so that the minimum brings its argument along: the error of a cost is below
 // 2^-16 of its value, far less than what separates two rows.
 
@@ -25,29 +27,38 @@ static inline FloatVec tagged(FloatVec cost, int32_t tag) { return floats_of((bi
 
 template <int kRows, int kKeys>
 struct GridTable {
+  enum : int { kChunk = 4 };
+
   struct List {
     int32_t key;
-    int32_t end;  // of its rows; they start where the list before ends
+    int32_t chunks;  // of its rows
   };
 
   int n_lists;
   List list[kKeys];
-  uint16_t high_offset[kRows];       // of the high key's lanes, in bytes
-  uint16_t row[kKeys << kTagBits];   // codebook row of a low key << kTagBits | high key
+  uint16_t high_offset[kRows + kKeys * (kChunk - 1)];  // of the high key's lanes, in bytes
+  uint16_t row[kKeys << kTagBits];                     // codebook row of a low key << kTagBits | high key
 
   // low_key and high_key of every row, in codebook order.
   void build(const uint8_t* low_key, const uint8_t* high_key) {
     static_assert((kKeys - 1) * sizeof(Lanes) < 65536 && kKeys <= kTagMask, "a key fits its offset and its tag");
+    int length[kKeys] = {};
+    for (int r = 0; r < kRows; ++r) {
+      ++length[low_key[r]];
+      row[low_key[r] << kTagBits | high_key[r]] = static_cast<uint16_t>(r);
+    }
     int entry = 0;
     n_lists = 0;
-    for (int k = 0; k < kKeys; ++k) {
-      const int first = entry;
-      for (int r = 0; r < kRows; ++r) {
-        if (low_key[r] != k) continue;
-        high_offset[entry++] = static_cast<uint16_t>(high_key[r] * sizeof(Lanes));
-        row[k << kTagBits | high_key[r]] = static_cast<uint16_t>(r);
+    for (int chunks = (kKeys + kChunk - 1) / kChunk; chunks > 0; --chunks) {
+      for (int k = 0; k < kKeys; ++k) {
+        if ((length[k] + kChunk - 1) / kChunk != chunks) continue;
+        list[n_lists++] = {k, chunks};
+        const int end = entry + chunks * kChunk;
+        for (int r = 0; r < kRows; ++r) {
+          if (low_key[r] == k) high_offset[entry++] = static_cast<uint16_t>(high_key[r] * sizeof(Lanes));
+        }
+        for (; entry < end; ++entry) high_offset[entry] = high_offset[entry - 1];
       }
-      if (entry > first) list[n_lists++] = {k, entry};
     }
   }
 
@@ -64,14 +75,15 @@ struct GridTable {
       }
       const uint16_t* entry = high_offset;
       for (int n = 0; n < n_lists; ++n) {
-        const FloatVec* other = reinterpret_cast<const FloatVec*>(high + *entry++);
-        FloatVec m0 = other[0], m1 = other[1], m2 = other[2], m3 = other[3];
-        for (const uint16_t* end = high_offset + list[n].end; entry < end;) {
-          other = reinterpret_cast<const FloatVec*>(high + *entry++);
-          m0 = min(other[0], m0);
-          m1 = min(other[1], m1);
-          m2 = min(other[2], m2);
-          m3 = min(other[3], m3);
+        FloatVec m0 = FloatVec{} + kWorst, m1 = m0, m2 = m0, m3 = m0;
+        for (int chunk = list[n].chunks; chunk > 0; --chunk, entry += kChunk) {
+          for (int e = 0; e < kChunk; ++e) {
+            const FloatVec* other = reinterpret_cast<const FloatVec*>(high + entry[e]);
+            m0 = min(m0, other[0]);
+            m1 = min(m1, other[1]);
+            m2 = min(m2, other[2]);
+            m3 = min(m3, other[3]);
+          }
         }
         const FloatVec least[4] = {m0, m1, m2, m3};
         const FloatVec* low = &low_cost[list[n].key].v[at];

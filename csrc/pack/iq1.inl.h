@@ -17,7 +17,11 @@ struct GridIq1S : GridIq1 {
   using Block = Iq1S;
   enum : int { kSubs = 8, kVariantPerGroup = 0 };
   static constexpr float kUsualScale = 1.2f;
-  static constexpr GridEffort kEffort[3] = {{7, 1, 1.03f, 1.0f, 1, 1, false}, {7, 1, 1.03f, 1.0f, 0, 1, false}, {11, 4, 0.9f, 1.1f, 2, 4, false}};
+  static constexpr GridEffort kEffort[3] = {
+      {7, 1, 1.03f, 1.0f, 0, 1, 1, false, true},   // default
+      {7, 1, 1.03f, 1.0f, 0, 1, 1, false, false},  // fast
+      {11, 4, 0.9f, 1.1f, 2, 4, 2, false, true},   // best
+  };
 
   static void store(const GridBlock<GridIq1S>& from, Block* to) {
     store_u16(to->d, from.half);
@@ -35,7 +39,11 @@ struct GridIq1M : GridIq1 {
   using Block = Iq1M;
   enum : int { kSubs = 16, kVariantPerGroup = 1 };
   static constexpr float kUsualScale = 1.2f;
-  static constexpr GridEffort kEffort[3] = {{7, 2, 0.95f, 1.15f, 1, 1, false}, {7, 1, 1.03f, 1.0f, 0, 1, false}, {11, 4, 0.9f, 1.1f, 2, 4, true}};
+  static constexpr GridEffort kEffort[3] = {
+      {7, 2, 0.95f, 1.15f, 1, 1, 2, false, false},  // default
+      {7, 1, 1.03f, 1.0f, 0, 1, 1, false, false},   // fast
+      {11, 4, 0.9f, 1.1f, 2, 4, 2, false, true},    // best
+  };
 
   static void store(const GridBlock<GridIq1M>& from, Block* to) {
     for (int i = 0; i < 32; ++i) to->index[i] = static_cast<uint8_t>(from.row[i]);

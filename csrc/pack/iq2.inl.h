@@ -21,7 +21,11 @@ struct GridIq2 {
   static constexpr float kLevel[1][3] = {{8.0f, 25.0f, 43.0f}};
   static constexpr GridUnits kUnits = {0.5f, 0.25f, 15};
   static constexpr float kUsualScale = 0.045f;
-  static constexpr GridEffort kEffort[3] = {{11, 3, 0.9f, 1.15f, 1, 1, false}, {7, 1, 1.03f, 1.0f, 0, 1, false}, {15, 6, 0.8f, 1.1f, 2, 4, false}};
+  static constexpr GridEffort kEffort[3] = {
+      {11, 3, 0.9f, 1.15f, 1, 1, 1, true, false},  // default
+      {9, 1, 1.03f, 1.0f, 0, 1, 1, false, false},  // fast
+      {15, 6, 0.8f, 1.1f, 2, 4, 2, true, false},   // best
+  };
   static int level_of(uint8_t code) { return code == 8 ? 0 : code == 25 ? 1 : 2; }
 };
 

@@ -15,7 +15,11 @@ struct GridIq3Xxs : GridIq3 {
   static constexpr float kLevel[1][8] = {{4.0f, 12.0f, 20.0f, 28.0f, 36.0f, 44.0f, 52.0f, 62.0f}};
   static constexpr GridUnits kUnits = {0.5f, 0.5f, 15};
   static constexpr float kUsualScale = 0.036f;
-  static constexpr GridEffort kEffort[3] = {{1, 6, 0.75f, 1.16f, 1, 1, false}, {1, 3, 0.85f, 1.2f, 0, 1, false}, {1, 12, 0.7f, 1.08f, 2, 4, false}};
+  static constexpr GridEffort kEffort[3] = {
+      {11, 4, 0.85f, 1.13f, 0, 1, 1, true, false},  // default
+      {7, 2, 0.9f, 1.2f, 0, 1, 1, false, false},    // fast
+      {15, 8, 0.8f, 1.07f, 2, 4, 2, true, false},   // best
+  };
   static int level_of(uint8_t code) { return code == 62 ? 7 : code / 8; }
   static const auto& codebook() { return kIq3XxsGrid; }
 
@@ -36,7 +40,11 @@ struct GridIq3S : GridIq3 {
   static constexpr float kLevel[1][8] = {{1.0f, 3.0f, 5.0f, 7.0f, 9.0f, 11.0f, 13.0f, 15.0f}};
   static constexpr GridUnits kUnits = {0.5f, 2.0f, 15};
   static constexpr float kUsualScale = 0.145f;
-  static constexpr GridEffort kEffort[3] = {{11, 4, 0.85f, 1.13f, 1, 1, false}, {7, 2, 0.9f, 1.2f, 0, 1, false}, {15, 8, 0.8f, 1.07f, 2, 4, false}};
+  static constexpr GridEffort kEffort[3] = {
+      {11, 3, 0.9f, 1.15f, 1, 1, 1, false, false},   // default
+      {11, 2, 0.95f, 1.15f, 0, 1, 1, false, false},  // fast
+      {15, 8, 0.8f, 1.07f, 2, 4, 2, false, false},   // best
+  };
   static int level_of(uint8_t code) { return code / 2; }
   static const auto& codebook() { return kIq3SGrid; }
 
