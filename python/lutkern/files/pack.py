@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ..formats import Format
 from ..runtime import thread_count
 from .mix import DEFAULT_SAMPLE_ROWS, Option, candidate_formats, measure, mixed
 from .plan import DIRECT_FORMATS, Plan, PlannedTensor, check_tensor, fallback_notes, finished, in_shards, planned
@@ -26,7 +27,7 @@ class Mix:
     """Settings of the mix: the target in bits per weight, candidate formats, rows that are measured of a tensor."""
 
     target_bpw: float
-    candidates: Sequence[str] | None
+    candidates: Sequence[Format]
     sample_rows: int
 
 
@@ -120,13 +121,9 @@ def pack_file(
     except ImportError:
         text = "pack_file: the gguf package is not installed, expected it (pip install 'lutkern[pack]')"
         raise ImportError(text) from None
-    _check_numbers(split_size, sample_rows, target_bpw)
-    if effort not in EFFORTS:
-        raise ValueError(f"pack_file: unknown effort {effort!r}, expected one of: {', '.join(EFFORTS)}")
     thread_count("pack_file", threads)
-    if target_bpw is None and candidates is not None:
-        raise ValueError("pack_file: candidates are given without target_bpw, expected both")
-    mix = None if target_bpw is None else Mix(target_bpw, candidates, sample_rows)
+    _check_options(split_size, effort)
+    mix = _checked_mix(target_bpw, candidates, sample_rows)
     rules = [parse_rule(text) for text in types]
     weighting = Weighting.read(importance)
     with _open(source, name_map) as opened:
@@ -141,7 +138,7 @@ def pack_file(
         if planned is not None:
             planned(plan)
         if dry_run:
-            return replace(plan, files=tuple(paths))
+            return replace(plan, files=tuple(paths), notes=(*plan.notes, *weighting.notes()))
         check_space(paths, plan)
         start = time.perf_counter()
         notes = write_plan(
@@ -154,13 +151,23 @@ def _nothing(name: str, n_bytes: int, weights: int) -> None:
     pass
 
 
-def _check_numbers(split_size: int | None, sample_rows: int, target_bpw: float | None) -> None:
+def _check_options(split_size: int | None, effort: str) -> None:
     if split_size is not None and split_size < 1:
         raise ValueError(f"pack_file: split_size is {split_size}, expected at least 1 byte")
+    if effort not in EFFORTS:
+        raise ValueError(f"pack_file: unknown effort {effort!r}, expected one of: {', '.join(EFFORTS)}")
+
+
+def _checked_mix(target_bpw: float | None, candidates: Sequence[str] | None, sample_rows: int) -> Mix | None:
     if sample_rows < 1:
         raise ValueError(f"pack_file: sample_rows is {sample_rows}, expected at least 1")
-    if target_bpw is not None and not 0 < target_bpw < 64:
+    if target_bpw is None:
+        if candidates is not None:
+            raise ValueError("pack_file: candidates are given without target_bpw, expected both")
+        return None
+    if not 0 < target_bpw < 64:
         raise ValueError(f"pack_file: target_bpw is {target_bpw:g}, expected a number of bits above 0 and below 64")
+    return Mix(target_bpw, candidate_formats(candidates), sample_rows)
 
 
 def _open(source: str | os.PathLike[str], name_map: str | os.PathLike[str] | None) -> Source:
@@ -198,17 +205,18 @@ class _Packer:
         result = [settled[tensor.name] for tensor in tensors]
         notes = [*self._source.notes, *fallback_notes(result)]
         notes += [f"rule {rule.text} gave no tensor its format" for rule in rules if not rule.used]
+        weighted = [tensor.name for tensor in result if tensor.format is not None and not tensor.format.is_float]
+        notes += self._weighting.missing(weighted)
         return Plan(tuple(result), in_shards(result, split_size), tuple(notes))
 
     def _mix(
         self, free: Sequence[SourceTensor], settled: Sequence[PlannedTensor], mix: Mix, measured: Progress
     ) -> dict[str, PlannedTensor]:
         """Measure and choose. What a rule or the preset decided counts for the target, what stays as it is does not."""
-        candidates = candidate_formats(mix.candidates)
         options = []
         for tensor in free:
             self._check_readable(tensor)
-            options.append((tensor, self._measure(tensor, candidates, mix)))
+            options.append((tensor, self._measure(tensor, mix)))
             measured(tensor.name, tensor.nbytes, tensor.n_weights)
         pinned = [t for t in settled if t.why.startswith(("rule", "preset"))]
         chosen = mixed(
@@ -220,11 +228,11 @@ class _Packer:
             check_tensor(result[tensor.name], self._allow_requantize)
         return result
 
-    def _measure(self, tensor: SourceTensor, candidates: Sequence[Any], mix: Mix) -> list[Option]:
+    def _measure(self, tensor: SourceTensor, mix: Mix) -> list[Option]:
         return measure(
             self._source,
             tensor,
-            candidates,
+            mix.candidates,
             self._weighting,
             sample_rows=mix.sample_rows,
             effort=self._effort,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -28,7 +29,6 @@ class Weighting:
 
     def __init__(self, importance: ImportanceLike | None = None, name: str | None = None) -> None:
         self._importance = importance
-        self._missing: set[str] = set()
         self._replaced: dict[str, str] = {}
         self.name = name
 
@@ -41,10 +41,7 @@ class Weighting:
 
     def of(self, tensor: SourceTensor) -> npt.NDArray[np.float32] | None:
         """Return float32 (experts, cols), one row for a tensor without experts; None if there is no importance."""
-        if self._importance is None:
-            return None
-        if tensor.name not in self._importance:
-            self._missing.add(tensor.name)
+        if self._importance is None or tensor.name not in self._importance:
             return None
         # Hundreds of tensors would warn hundreds of times; the summary tells it instead.
         with warnings.catch_warnings(record=True) as caught:
@@ -54,11 +51,14 @@ class Weighting:
             self._replaced[tensor.name] = str(caught[0].message).rpartition(": ")[2]
         return np.asarray(values, np.float32).reshape(-1, tensor.cols)
 
+    def missing(self, names: Sequence[str]) -> list[str]:
+        """Say which tensors of these the importance lacks: a note, or none."""
+        lacking = [name for name in names if self._importance is not None and name not in self._importance]
+        if not lacking:
+            return []
+        shown = ", ".join(lacking[:3]) + (f" and {len(lacking) - 3} more" if len(lacking) > 3 else "")
+        return [f"no importance for {shown}: packed without"]
+
     def notes(self) -> list[str]:
-        """Say what was missing and what was replaced."""
-        notes = []
-        if self._missing:
-            names = sorted(self._missing)
-            shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-            notes.append(f"no importance for {shown}: packed without")
-        return notes + [f"importance of {name}: {text}" for name, text in self._replaced.items()]
+        """Say what was replaced in the importance that `of` gave."""
+        return [f"importance of {name}: {text}" for name, text in self._replaced.items()]
