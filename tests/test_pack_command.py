@@ -18,6 +18,7 @@ import pytest
 import lutkern
 from lutkern import cli
 from model_files import LAYERS, write_moe
+from tiny_llama import write_tiny_llama
 
 
 @pytest.fixture
@@ -71,6 +72,13 @@ def test_dry_run_shows_every_tensor(moe: Path, tmp_path: Path, capsys: pytest.Ca
     rows = [line.split() for line in out.splitlines()]
     assert ["blk.0.attn_q.weight", "256", "x", "256", "f16", "q6_k", "53760", "6.5625", "default"] in rows
     assert out.splitlines()[-1] == "nothing was written"
+
+
+def test_dry_run_shows_what_does_not_fit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write_tiny_llama(tmp_path / "tiny.gguf")
+    assert cli.main(["pack", str(path), str(tmp_path / "out.gguf"), "--default", "q6_k", "--dry-run"]) == 0
+    row = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("blk.0.ffn_up.weight"))
+    assert row.endswith("default (q6_k does not fit)")
 
 
 def test_outside_of_the_main_thread(moe: Path, tmp_path: Path) -> None:

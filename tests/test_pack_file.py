@@ -216,10 +216,22 @@ def test_columns_that_do_not_fit(tmp_path: Path, cols: int, wanted: str, got: st
     lutkern.write_gguf(tmp_path / "in.gguf", {"a.weight": values}, {"general.architecture": "llama"})
     plan = lutkern.pack_file(tmp_path / "in.gguf", tmp_path / "out.gguf", default=wanted)
     assert formats_of(plan) == {"a.weight": got}
-    note = f"a.weight: {cols} columns do not fit {wanted}, packed as {got}"
+    note = f"{cols} columns do not fit {wanted}, packed as {got}: a.weight"
     assert plan.notes == (() if got == wanted else (note,))
     with lutkern.open_gguf(tmp_path / "out.gguf") as file:
         np.testing.assert_array_equal(file["a.weight"].blocks(), lutkern.pack(values, got).blocks())
+
+
+def test_columns_that_do_not_fit_are_told_once(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).standard_normal((128, 288), np.float32)
+    names = [f"blk.{i}.ffn_up.weight" for i in range(5)]
+    lutkern.write_gguf(tmp_path / "in.gguf", dict.fromkeys(names, values), {"general.architecture": "llama"})
+    plan = lutkern.pack_file(tmp_path / "in.gguf", tmp_path / "out.gguf", types=["blk.[01]=iq1_s"], default="q6_k")
+    assert plan.notes == (
+        f"288 columns do not fit iq1_s, packed as iq4_nl: {names[0]}, {names[1]}",
+        f"288 columns do not fit q6_k, packed as q8_0: {names[2]}, {names[3]}, {names[4]}",
+    )
+    assert [tensor.wanted for tensor in plan.tensors] == ["iq1_s"] * 2 + ["q6_k"] * 3
 
 
 def test_bfloat16_stays_where_nothing_fits(tmp_path: Path) -> None:

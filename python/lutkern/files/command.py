@@ -182,7 +182,8 @@ def _row(tensor: PlannedTensor) -> tuple[object, ...]:
     error = "" if tensor.error is None else f"{tensor.error:.4f}"
     shape = " x ".join(map(str, tensor.source.shape))
     bits = _bits(tensor.bits_per_weight)
-    return tensor.name, shape, tensor.source.type_name, tensor.type_name, tensor.nbytes, bits, error, tensor.why
+    why = tensor.why if tensor.wanted is None else f"{tensor.why} ({tensor.wanted} does not fit)"
+    return tensor.name, shape, tensor.source.type_name, tensor.type_name, tensor.nbytes, bits, error, why
 
 
 def _bits(value: float | None) -> str:

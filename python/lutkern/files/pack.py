@@ -12,7 +12,17 @@ from typing import Any
 from ..formats import Format
 from ..runtime import thread_count
 from .mix import DEFAULT_SAMPLE_ROWS, Option, candidate_formats, measure, mixed
-from .plan import DIRECT_FORMATS, Plan, PlannedTensor, check_tensor, fallback_notes, finished, in_shards, planned
+from .plan import (
+    DIRECT_FORMATS,
+    Plan,
+    PlannedTensor,
+    check_tensor,
+    fallback_notes,
+    finished,
+    in_shards,
+    planned,
+    some_of,
+)
 from .rules import Choice, Chooser, Rule, parse_rule
 from .safetensors import open_safetensors
 from .source import Source, SourceTensor, open_gguf_source
@@ -206,7 +216,8 @@ class _Packer:
         notes = [*self._source.notes, *fallback_notes(result)]
         notes += [f"rule {rule.text} gave no tensor its format" for rule in rules if not rule.used]
         weighted = [tensor.name for tensor in result if tensor.format is not None and not tensor.format.is_float]
-        notes += self._weighting.missing(weighted)
+        lacking = [name for name in weighted if self._weighting.lacks(name)]
+        notes += [f"no importance for {some_of(lacking)}: packed without"] if lacking else []
         return Plan(tuple(result), in_shards(result, split_size), tuple(notes))
 
     def _mix(

@@ -153,10 +153,18 @@ def in_shards(tensors: Sequence[PlannedTensor], split_size: int | None) -> tuple
 
 
 def fallback_notes(tensors: Iterable[PlannedTensor]) -> list[str]:
-    """Say which tensors got another format than the one asked for."""
-    return [
-        f"{t.name}: {t.source.cols} columns do not fit {t.wanted}, packed as {t.type_name}" for t in tensors if t.wanted
-    ]
+    """Say which tensors got another format than the one asked for, in one note for all of the same kind."""
+    groups: dict[str, list[str]] = {}
+    for t in tensors:
+        if t.wanted is not None:
+            text = f"{t.source.cols} columns do not fit {t.wanted}, packed as {t.type_name}"
+            groups.setdefault(text, []).append(t.name)
+    return [f"{text}: {some_of(names)}" for text, names in groups.items()]
+
+
+def some_of(names: Sequence[str]) -> str:
+    """List the first three names and the number of the others."""
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def finished(plan: Plan, files: Sequence[str], seconds: float, notes: Sequence[str]) -> Plan:

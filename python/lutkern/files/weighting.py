@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -51,13 +50,9 @@ class Weighting:
             self._replaced[tensor.name] = str(caught[0].message).rpartition(": ")[2]
         return np.asarray(values, np.float32).reshape(-1, tensor.cols)
 
-    def missing(self, names: Sequence[str]) -> list[str]:
-        """Say which tensors of these the importance lacks: a note, or none."""
-        lacking = [name for name in names if self._importance is not None and name not in self._importance]
-        if not lacking:
-            return []
-        shown = ", ".join(lacking[:3]) + (f" and {len(lacking) - 3} more" if len(lacking) > 3 else "")
-        return [f"no importance for {shown}: packed without"]
+    def lacks(self, name: str) -> bool:
+        """Tell whether there is an importance, but none for that tensor."""
+        return self._importance is not None and name not in self._importance
 
     def notes(self) -> list[str]:
         """Say what was replaced in the importance that `of` gave."""
