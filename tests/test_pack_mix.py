@@ -13,10 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import lutkern
-from lutkern.files.mix import Option, candidate_formats, choose, measure
+from lutkern.files.mix import Option, candidate_formats, choose, lost_share, measure
 from lutkern.files.source import open_gguf_source
 from lutkern.files.weighting import Weighting
-from model_files import HIDDEN, Columns, moe_arrays, write_blocks, write_moe
+from model_files import HIDDEN, LAYERS, Columns, moe_arrays, write_blocks, write_moe
 
 FORMATS = {fmt.name: fmt for fmt in lutkern.formats()}
 NAMES = ("iq1_s", "iq2_xxs", "iq3_s", "q4_k", "q6_k")
@@ -106,11 +106,27 @@ def test_measured_errors(tmp_path: Path, name: str, weighted: bool) -> None:
     columns = np.ones(1) if importance is None else vectors[..., None, :]
     for option, sampled in zip(found, some, strict=True):
         packed = lutkern.pack(w, option.wanted, importance=importance)
-        lost = (columns * (w - lutkern.dequantize(packed)).astype(np.float64) ** 2).sum()
-        assert option.error == pytest.approx(lost / (columns * w.astype(np.float64) ** 2).sum(), rel=1e-6)
+        lost = (columns * (w - lutkern.dequantize(packed)).astype(np.float64) ** 2).sum(axis=-1)
+        assert option.error == pytest.approx(
+            (lost / (columns * w.astype(np.float64) ** 2).sum(axis=-1)).mean(), rel=1e-6
+        )
         assert option.bits == 8 * packed.nbytes
         assert sampled.error == pytest.approx(option.error, rel=0.2)
         assert sampled.error != option.error
+
+
+def test_rows_of_zeros_do_not_count() -> None:
+    w, decoded = np.ones((3, 4), np.float32), np.full((3, 4), 0.5, np.float32)
+    w[1] = decoded[1] = 0
+    assert lost_share(w, decoded, None) == 0.25
+    assert lost_share(w, decoded, np.array([[1, 2, 3, 4]], np.float32)) == 0.25
+    assert lost_share(np.zeros_like(w), decoded, None) == 0
+
+
+def test_a_huge_row_hides_no_other() -> None:
+    w, decoded = np.ones((2, 4), np.float32), np.zeros((2, 4), np.float32)
+    w[0] = decoded[0] = 1e6
+    assert lost_share(w, decoded, None) == 0.5
 
 
 def test_what_is_packed_can_stay(tmp_path: Path) -> None:
@@ -183,13 +199,31 @@ def test_the_whole_way(tmp_path: Path) -> None:
     assert again.tensors == plan.tensors
 
 
+def test_the_first_and_the_last_layer_matter_more(tmp_path: Path) -> None:
+    """Layers of the same numbers get more bits at the ends, in their feed-forward matrices only."""
+    arrays = moe_arrays()
+    for i in range(1, LAYERS):
+        for name in [name for name in arrays if name.startswith("blk.0.")]:
+            arrays[name.replace("blk.0.", f"blk.{i}.")] = arrays[name]
+    write_moe(tmp_path / "in.gguf", arrays)
+    plan = lutkern.pack_file(tmp_path / "in.gguf", tmp_path / "out.gguf", target_bpw=2.6, dry_run=True)
+    found = {t.name: t for t in plan.tensors}
+    for part in ("ffn_gate_exps", "ffn_up_exps", "ffn_down_exps", "ffn_up_shexp"):
+        bits = [found[f"blk.{i}.{part}.weight"].bits_per_weight for i in range(LAYERS)]
+        assert bits[0] >= bits[1] <= bits[2]
+    total = [sum(t.nbytes for t in plan.tensors if t.name.startswith(f"blk.{i}.ffn_")) for i in range(LAYERS)]
+    assert min(total[0], total[2]) > total[1]
+    assert found["output.weight"].bits_per_weight >= found["token_embd.weight"].bits_per_weight > 4
+    assert len({round(found[f"blk.{i}.attn_q.weight"].error or 0, 6) for i in range(LAYERS)}) == 1
+
+
 def whole_error(arrays: dict[str, np.ndarray[Any, Any]], mixed: list[Any], fmt: str) -> float:
     """The error of one format for all, on all rows."""
     error = 0.0
     for tensor in mixed:
         w = arrays[tensor.name]
-        lost = np.square(w - lutkern.dequantize(lutkern.pack(w, fmt)), dtype=np.float64).sum()
-        error += float(lost / np.square(w, dtype=np.float64).sum())
+        lost = np.square(w - lutkern.dequantize(lutkern.pack(w, fmt)), dtype=np.float64).sum(axis=-1)
+        error += float((lost / np.square(w, dtype=np.float64).sum(axis=-1)).mean())
     return error
 
 

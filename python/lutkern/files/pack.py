@@ -11,7 +11,7 @@ from typing import Any
 
 from ..formats import Format
 from ..runtime import thread_count
-from .mix import DEFAULT_SAMPLE_ROWS, Option, candidate_formats, measure, mixed
+from .mix import DEFAULT_SAMPLE_ROWS, Option, candidate_formats, measure, mixed, sensitivity
 from .plan import (
     DIRECT_FORMATS,
     Plan,
@@ -211,7 +211,7 @@ class _Packer:
             check_tensor(tensor, self._allow_requantize)
         if mix is not None:
             free = [tensor for tensor in tensors if choices[tensor.name].free]
-            settled |= self._mix(free, list(settled.values()), mix, measured)
+            settled |= self._mix(free, list(settled.values()), chooser, mix, measured)
         result = [settled[tensor.name] for tensor in tensors]
         notes = [*self._source.notes, *fallback_notes(result)]
         notes += [f"rule {rule.text} gave no tensor its format" for rule in rules if not rule.used]
@@ -221,21 +221,28 @@ class _Packer:
         return Plan(tuple(result), in_shards(result, split_size), tuple(notes))
 
     def _mix(
-        self, free: Sequence[SourceTensor], settled: Sequence[PlannedTensor], mix: Mix, measured: Progress
+        self,
+        free: Sequence[SourceTensor],
+        settled: Sequence[PlannedTensor],
+        chooser: Chooser,
+        mix: Mix,
+        measured: Progress,
     ) -> dict[str, PlannedTensor]:
         """Measure and choose. What a rule or the preset decided counts for the target, what stays as it is does not."""
+        factors = [sensitivity(chooser, tensor) for tensor in free]
         options = []
-        for tensor in free:
+        for tensor, factor in zip(free, factors, strict=True):
             self._check_readable(tensor)
-            options.append((tensor, self._measure(tensor, mix)))
+            found = self._measure(tensor, mix)
+            options.append((tensor, [option._replace(error=option.error * factor) for option in found]))
             measured(tensor.name, tensor.nbytes, tensor.n_weights)
         pinned = [t for t in settled if t.why.startswith(("rule", "preset"))]
         chosen = mixed(
             options, sum(8 * t.nbytes for t in pinned), sum(t.source.n_weights for t in pinned), mix.target_bpw
         )
         result = {}
-        for (tensor, _), option in zip(options, chosen, strict=True):
-            result[tensor.name] = planned(tensor, Choice(option.format, "mix"), error=option.error)
+        for tensor, factor, option in zip(free, factors, chosen, strict=True):
+            result[tensor.name] = planned(tensor, Choice(option.format, "mix"), error=option.error / factor)
             check_tensor(result[tensor.name], self._allow_requantize)
         return result
 

@@ -35,6 +35,7 @@ KINDS: tuple[tuple[str, re.Pattern[str]], ...] = (
     ("attention", re.compile(r"attn_")),
 )
 ROUTED_KINDS = ("gate_up", "down")
+FEED_FORWARD_KINDS = (*ROUTED_KINDS, "shared", "shared_down")
 
 # Kind -> format, and the format in the first and the last layer that has the kind: they matter most.
 PRESETS: dict[str, dict[str, tuple[str, str]]] = {
@@ -152,6 +153,8 @@ class Chooser:
         self._default = packable(default) if default is not None else None
         self._mix = mix
         names = [tensor.name for tensor in tensors]
+        layers = [layer for layer in map(self._layer, names) if layer >= 0]
+        self._ends = {min(layers), max(layers)} if layers else set()
         self._has_experts = any("_exps." in name for name in names)
         self._tied = "output.weight" not in names
         self._edges = self._edge_layers(names)
@@ -168,17 +171,24 @@ class Chooser:
             return Choice(find_format("f32") if is_float else None, "stays float" if is_float else "kept")
         if tensor.format is None:
             return Choice(None, "kept")
-        kind = kind_of(tensor.name, self._has_experts)
+        kind = self.kind(tensor)
         if self._mix and (kind in ROUTED_KINDS or not self._preset):
             return Choice(None, "mix", free=True)
-        if kind == "embedding" and self._tied:
-            kind = "output"  # the same matrix makes the logits
         if kind in self._preset and not (kind == "other" and self._default is not None):
             name = self._preset[kind][self._layer(tensor.name) in self._edges.get(kind, ())]
             return self._unless_smaller(tensor, packable(name), f"preset {self._preset_name}: {kind}")
         if self._default is not None:
             return self._unless_smaller(tensor, self._default, "default")
         return Choice(None, "kept")
+
+    def kind(self, tensor: SourceTensor) -> str:
+        """Tell what a tensor is: a key of a preset. An embedding that also makes the logits is an output."""
+        kind = kind_of(tensor.name, self._has_experts)
+        return "output" if kind == "embedding" and self._tied else kind
+
+    def at_an_end(self, tensor: SourceTensor) -> bool:
+        """Tell whether a tensor is a feed-forward matrix of the first or the last layer."""
+        return kind_of(tensor.name, False) in FEED_FORWARD_KINDS and self._layer(tensor.name) in self._ends
 
     def _unless_smaller(self, tensor: SourceTensor, fmt: Format, why: str) -> Choice:
         """Keep a tensor that is packed in no more bits already: packing it again could only lose."""
