@@ -12,7 +12,7 @@ import pytest
 
 import lutkern
 from lutkern import cli, gguf_inspect, selftest
-from lutkern.table import table
+from lutkern.text_table import table
 from tiny_llama import write_tiny_llama
 
 

@@ -16,10 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from ._core import version
-from .files.command import add_options as add_pack_options
-from .files.command import run as pack
+from .files import command as pack
 from .runtime import info
-from .table import printable, table
+from .text_table import printable, table
 
 _FAILED, _ERROR, _INTERRUPTED, _BROKEN_PIPE = 1, 2, 130, 141
 
@@ -77,7 +76,9 @@ def _parser() -> argparse.ArgumentParser:
     add("info", _info, "what was built, what was found, which kernels run")
     inspect = add("inspect", _inspect, "metadata, tensors and formats of a GGUF file")
     inspect.add_argument("file", metavar="FILE", help="a GGUF file, or any shard of a split one")
-    add_pack_options(add("pack", pack, "pack a whole model into a GGUF file, format by format and tensor by tensor"))
+    pack.add_options(
+        add("pack", pack.run, "pack a whole model into a GGUF file, format by format and tensor by tensor")
+    )
     demo = add("demo", _demo, "pack a small language model, compare it with its float self, let it answer")
     demo.add_argument("--model", type=Path, metavar="FILE", help="a dense llama GGUF (default: fetch SmolLM2-135M)")
     for part, fmt in (("gate", "iq2_xxs"), ("up", "iq2_xxs"), ("down", "iq3_xxs")):

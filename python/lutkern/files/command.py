@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ..table import table
+from ..text_table import table
 from .mix import DEFAULT_SAMPLE_ROWS
 from .pack import EFFORTS, pack_file
 from .plan import Plan, PlannedTensor

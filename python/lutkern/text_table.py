@@ -1,4 +1,4 @@
-"""Text tables of the command line."""
+"""Tables of plain text, for the commands."""
 
 from __future__ import annotations
 
