@@ -201,6 +201,18 @@ def test_forward_errors(tiny: Tiny) -> None:
             "demo: the model scales rotary positions ('yarn'), expected none",
         ),
         (
+            {"llama__attention__head_count": 0},
+            "demo: llama.attention.head_count is 0, expected a whole number of at least 1",
+        ),
+        (
+            {"llama__attention__head_count_kv": [2, 2]},
+            "demo: llama.attention.head_count_kv is array([2, 2], dtype=int32), expected a whole number of at least 1",
+        ),
+        (
+            {"llama__rope__freq_base": 10000},
+            "demo: llama.rope.freq_base is 10000, expected a positive float",
+        ),
+        (
             {"llama__attention__head_count_kv": 3},
             "demo: 4 attention heads, expected a multiple of the 3 key heads",
         ),

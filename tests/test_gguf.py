@@ -28,6 +28,7 @@ from gguf_bytes import (
     write_every_format,
     write_split,
 )
+from lutkern.demo.fetch import cache_folder
 
 FORMATS = lutkern.formats()
 
@@ -374,7 +375,7 @@ def test_a_large_vocabulary_opens_fast(tmp_path: Path) -> None:
 
 
 def test_smollm2_opens_fast() -> None:
-    paths = sorted(fetch.cache_folder().glob("**/SmolLM2-135M-Instruct*.gguf"))
+    paths = sorted(cache_folder().glob("**/SmolLM2-135M-Instruct*.gguf"))
     if not paths:
         pytest.skip("the demonstration's model is not on this machine (lutkern demo fetches it)")
     assert best_of(5, paths[0]) < 0.1

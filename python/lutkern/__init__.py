@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from . import reference
 from ._core import version as __version__
+from .compare import Comparison, compare_files
 from .files import pack_file
 from .formats import Format, formats
 from .gguf import open_gguf, write_gguf
@@ -32,11 +33,13 @@ from .runtime import (
 from .tensor import PackedTensor
 
 __all__ = [
+    "Comparison",
     "Device",
     "Format",
     "Importance",
     "PackedTensor",
     "__version__",
+    "compare_files",
     "dequantize",
     "devices",
     "formats",

@@ -40,7 +40,7 @@ def leaks(obj: Path) -> list[str]:
 
 
 def isa_objects(build: Path) -> Iterator[Path]:
-    """Yield the objects of csrc/cpu/ and csrc/pack/ that hold a table, and any object compiled with flags of an instruction set."""
+    """Yield the objects of csrc/cpu/ and csrc/pack/ that hold a table, and those compiled for an instruction set."""
     for entry in json.loads((build / "compile_commands.json").read_text(encoding="utf-8")):
         command = shlex.split(entry["command"])
         obj = Path(entry["directory"]) / command[command.index("-o") + 1]

@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from .llama import Ffn, Floats, Llama
 from .tokenizer import Tokenizer
 
+_ROWS = 128  # whose scores of the whole vocabulary are in memory at once
+
 
 @dataclass(frozen=True)
 class Text:
@@ -21,12 +23,51 @@ class Text:
 
 
 @dataclass(frozen=True)
+class States:
+    """What a model made of windows of tokens: all it takes to score the tokens that follow.
+
+    hidden: for each window float32 (tokens - 1, hidden), after every token but the last. head: float32 (vocabulary,
+    hidden), whose products with them are the logits.
+    """
+
+    hidden: tuple[Floats, ...]
+    head: Floats
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Two models on the same text, one entry for each predicted token, all (predictions,).
+
+    base_loss and packed_loss: float64, minus the log probability of the token that follows, in nats. kl: float64, KL
+    divergence of the packed model's distribution from the base model's, in nats. same: bool, whether the most likely
+    token is the same.
+    """
+
+    base_loss: NDArray[np.float64]
+    packed_loss: NDArray[np.float64]
+    kl: NDArray[np.float64]
+    same: NDArray[np.bool_]
+
+    def quality(self) -> Quality:
+        """Sum up."""
+        return Quality(
+            base_perplexity=float(np.exp(self.base_loss.mean())),
+            packed_perplexity=float(np.exp(self.packed_loss.mean())),
+            kl=float(self.kl.mean()),
+            kl_p95=float(np.percentile(self.kl, 95)),
+            top1=float(self.same.mean()),
+            predictions=len(self.kl),
+        )
+
+
+@dataclass(frozen=True)
 class Quality:
-    """Perplexities, mean KL divergence in nats, share of equal most likely tokens, number of predictions."""
+    """Perplexities, KL divergence in nats (mean, 95th percentile), share of equal most likely tokens, predictions."""
 
     base_perplexity: float
     packed_perplexity: float
     kl: float
+    kl_p95: float
     top1: float
     predictions: int
 
@@ -72,31 +113,59 @@ def log_softmax(logits: Floats) -> NDArray[np.float32]:
     return np.asarray(shifted - np.log(total), dtype=np.float32)
 
 
-def compare(model: Llama, base: Ffn, packed: Ffn, windows: list[list[int]]) -> Quality:
-    """Run both models over `windows` of at least two tokens; each token but a window's first is predicted once.
-
-    ValueError if there is no window, or one of less than two tokens.
-    """
+def run_windows(model: Llama, ffn: Ffn, windows: list[list[int]]) -> States:
+    """Run a model over `windows` of at least two tokens. ValueError if there is no window, or a shorter one."""
     if not windows or min(map(len, windows)) < 2:
         raise ValueError("demo: no evaluation text, expected windows of at least two tokens")
-    base_loss = packed_loss = kl = 0.0
-    same = count = 0
-    for window in windows:
-        p = log_softmax(model.logits(window, base)[:-1])
-        q = log_softmax(model.logits(window, packed)[:-1])
-        rows, truth = np.arange(len(p)), np.asarray(window[1:])
-        base_loss -= float(p[rows, truth].sum(dtype=np.float64))
-        packed_loss -= float(q[rows, truth].sum(dtype=np.float64))
-        kl += float((np.exp(p) * (p - q)).sum(dtype=np.float64))
-        same += int((p.argmax(axis=-1) == q.argmax(axis=-1)).sum())
-        count += len(p)
-    return Quality(
-        base_perplexity=float(np.exp(base_loss / count)),
-        packed_perplexity=float(np.exp(packed_loss / count)),
-        kl=kl / count,
-        top1=same / count,
-        predictions=count,
-    )
+    return States(tuple(model.hidden(window[:-1], ffn) for window in windows), model.head)
+
+
+def predict(base: States, packed: States, windows: list[list[int]]) -> Predictions:
+    """Compare what two models made of the same `windows`; each token but a window's first is predicted once.
+
+    ValueError if the vocabularies differ.
+    """
+    if len(base.head) != len(packed.head):
+        sizes = f"{len(base.head)} and {len(packed.head)}"
+        raise ValueError(f"demo: the vocabularies have {sizes} tokens, expected the same")
+    count = sum(map(len, base.hidden))
+    found = Predictions(np.empty(count), np.empty(count), np.empty(count), np.empty(count, np.bool_))
+    done = 0
+    for window, x, y in zip(windows, base.hidden, packed.hidden, strict=True):
+        for start in range(0, len(x), _ROWS):
+            rows = slice(start, min(start + _ROWS, len(x)))
+            truth = np.asarray(window[rows.start + 1 : rows.stop + 1])
+            parts = _predict_rows(x[rows] @ base.head.T, y[rows] @ packed.head.T, truth)
+            here = slice(done, done + len(truth))
+            found.base_loss[here], found.packed_loss[here], found.kl[here], found.same[here] = parts
+            done += len(truth)
+    return found
+
+
+def _predict_rows(
+    base: Floats, packed: Floats, truth: NDArray[np.int64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], NDArray[np.bool_]]:
+    """Losses, KL divergence and agreement from the logits of both models, (rows, vocabulary), which are overwritten."""
+    each = np.arange(len(truth))
+    tops = [logits.argmax(axis=-1) for logits in (base, packed)]
+    for logits, top in zip((base, packed), tops, strict=True):
+        logits -= logits[each, top][:, None]
+    weights = np.exp(packed)
+    packed_log_total = np.log(weights.sum(axis=-1, dtype=np.float64))
+    np.exp(base, out=weights)
+    base_total = weights.sum(axis=-1, dtype=np.float64)
+    base_log_total = np.log(base_total)
+    base_loss, packed_loss = base_log_total - base[each, truth], packed_log_total - packed[each, truth]
+    # sum(p (log p - log q)), p = weights / total, in place: the arrays are as wide as the vocabulary.
+    base -= packed
+    base *= weights
+    kl = base.sum(axis=-1, dtype=np.float64) / base_total + packed_log_total - base_log_total
+    return base_loss, packed_loss, kl, tops[0] == tops[1]
+
+
+def compare(model: Llama, base: Ffn, packed: Ffn, windows: list[list[int]]) -> Quality:
+    """Run one model with two feed-forward parts over `windows`. Raises as `run_windows` does."""
+    return predict(run_windows(model, base, windows), run_windows(model, packed, windows), windows).quality()
 
 
 @dataclass(frozen=True)

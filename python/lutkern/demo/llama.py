@@ -7,6 +7,7 @@ on packed experts.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -55,16 +56,28 @@ def read_config(metadata: Mapping[str, Any]) -> Config:
     Raises
     ------
     ValueError
-        If the file is not a dense llama model with plain rotary positions, or a required key is missing.
+        If the file is not a dense llama model with plain rotary positions, or a required key is missing or odd.
     """
     architecture = metadata.get("general.architecture")
     if architecture != "llama":
         raise ValueError(f"demo: the model's architecture is {architecture!r}, expected 'llama'")
 
-    def need(key: str) -> Any:
-        value = metadata.get(f"llama.{key}")
+    def need(key: str, default: Any = None) -> Any:
+        value = metadata.get(f"llama.{key}", default)
         if value is None:
             raise ValueError(f"demo: the model has no metadata key 'llama.{key}'")
+        return value
+
+    def size(key: str, default: int | None = None) -> int:
+        value = need(key, default)
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(f"demo: llama.{key} is {value!r:.40}, expected a whole number of at least 1")
+        return value
+
+    def number(key: str, default: float | None = None) -> float:
+        value = need(key, default)
+        if not isinstance(value, float) or not 0 < value < math.inf:
+            raise ValueError(f"demo: llama.{key} is {value!r:.40}, expected a positive float")
         return value
 
     if metadata.get("llama.expert_count", 0):
@@ -72,20 +85,20 @@ def read_config(metadata: Mapping[str, Any]) -> Config:
     scaling = metadata.get("llama.rope.scaling.type", "none")
     if scaling != "none":
         raise ValueError(f"demo: the model scales rotary positions ({scaling!r}), expected none")
-    hidden, heads = int(need("embedding_length")), int(need("attention.head_count"))
-    head_dim = int(metadata.get("llama.attention.key_length", hidden // heads))
+    hidden, heads = size("embedding_length"), size("attention.head_count")
+    head_dim = size("attention.key_length", hidden // heads)
     return Config(
         name=str(metadata.get("general.name", "llama")),
-        layers=int(need("block_count")),
+        layers=size("block_count"),
         hidden=hidden,
-        inter=int(need("feed_forward_length")),
+        inter=size("feed_forward_length"),
         heads=heads,
-        kv_heads=int(metadata.get("llama.attention.head_count_kv", heads)),
+        kv_heads=size("attention.head_count_kv", heads),
         head_dim=head_dim,
-        rope_dim=int(metadata.get("llama.rope.dimension_count", head_dim)),
-        rope_base=float(metadata.get("llama.rope.freq_base", 10000.0)),
-        eps=float(need("attention.layer_norm_rms_epsilon")),
-        context=int(need("context_length")),
+        rope_dim=size("rope.dimension_count", head_dim),
+        rope_base=number("rope.freq_base", 10000.0),
+        eps=number("attention.layer_norm_rms_epsilon"),
+        context=size("context_length"),
     )
 
 
@@ -145,7 +158,7 @@ class Llama:
             raise ValueError(f"demo: the model has a bias '{biased}', expected a llama model without biases")
         c = self.config
         q_rows, kv_rows = c.heads * c.head_dim, c.kv_heads * c.head_dim
-        if c.kv_heads < 1 or c.heads % c.kv_heads:
+        if c.heads % c.kv_heads:
             raise ValueError(f"demo: {c.heads} attention heads, expected a multiple of the {c.kv_heads} key heads")
         if c.rope_dim % 2 or c.rope_dim > c.head_dim:
             raise ValueError(f"demo: {c.rope_dim} rotary dimensions, expected an even number up to {c.head_dim}")
