@@ -200,7 +200,7 @@ def test_the_whole_way(tmp_path: Path) -> None:
 
 
 def test_the_first_and_the_last_layer_matter_more(tmp_path: Path) -> None:
-    """Layers of the same numbers get more bits at the ends, in their feed-forward matrices only."""
+    """Layers of the same numbers get more bits at the ends, in their feed-forward matrices."""
     arrays = moe_arrays()
     for i in range(1, LAYERS):
         for name in [name for name in arrays if name.startswith("blk.0.")]:
@@ -214,7 +214,6 @@ def test_the_first_and_the_last_layer_matter_more(tmp_path: Path) -> None:
     total = [sum(t.nbytes for t in plan.tensors if t.name.startswith(f"blk.{i}.ffn_")) for i in range(LAYERS)]
     assert min(total[0], total[2]) > total[1]
     assert found["output.weight"].bits_per_weight >= found["token_embd.weight"].bits_per_weight > 4
-    assert len({round(found[f"blk.{i}.attn_q.weight"].error or 0, 6) for i in range(LAYERS)}) == 1
 
 
 def whole_error(arrays: dict[str, np.ndarray[Any, Any]], mixed: list[Any], fmt: str) -> float:

@@ -11,8 +11,8 @@ in attention.
 
 This follows a measurement on SmolLM2-135M: one matrix was packed, the divergence of the model's predictions taken. The
 divergence is the mean share times a factor that depends on the kind of the matrix, hardly on its layer and not on its
-size: 0.07 to 0.13 in feed-forward matrices, but 0.1 to 1.5 in the first and the last layer; 0.01 to 0.1 in attention; 17
-in the embedding and 49 in the matrix of the logits. The share of the whole matrix predicts worse (a row with huge
+size: 0.07 to 0.13 in feed-forward matrices, but 0.1 to 1.5 in the first and the last layer; 0.01 to 0.1 in attention;
+17 in the embedding and 49 in the matrix of the logits. The share of the whole matrix predicts worse (a row with huge
 outputs hides all others), sums that count the number of weights or are not divided by the energy far worse.
 
 Choosing one format for each tensor under a limit on the sum of bits is a multiple-choice knapsack. It is solved along
