@@ -308,17 +308,20 @@ def test_shards_in_and_out(tmp_path: Path) -> None:
         assert parts.metadata.value_type("split.tensors.count")[0] == 5
 
 
-def test_alignment_is_kept_in_every_shard(tmp_path: Path) -> None:
-    values = np.random.default_rng(0).standard_normal((128, 288), np.float32)
-    metadata = {"general.architecture": "llama", "general.alignment": 256}
-    lutkern.write_gguf(tmp_path / "in.gguf", {"a.weight": values, "b.weight": values}, metadata)
-    plan = lutkern.pack_file(tmp_path / "in.gguf", tmp_path / "out.gguf", default="iq4_nl", split_size=1)
-    assert len(plan.files) == 2
+@pytest.mark.parametrize(("split_size", "files"), [(None, 1), (1, 3)])
+def test_alignment_is_kept(tmp_path: Path, split_size: int | None, files: int) -> None:
+    rng = np.random.default_rng(0)
+    arrays = {name: rng.standard_normal((129, 288), np.float32) for name in ("a.weight", "b.weight", "c.weight")}
+    lutkern.write_gguf(tmp_path / "in.gguf", arrays, {"general.architecture": "llama", "general.alignment": 256})
+    plan = lutkern.pack_file(tmp_path / "in.gguf", tmp_path / "out.gguf", default="iq4_nl", split_size=split_size)
+    assert plan.tensors[0].nbytes % 256 != 0
+    assert len(plan.files) == files
     for path in plan.files:
-        (tensor,) = gguf.GGUFReader(path).tensors
-        assert tensor.data_offset % 256 == 0
+        assert all(tensor.data_offset % 256 == 0 for tensor in gguf.GGUFReader(path).tensors)
     with lutkern.open_gguf(plan.files[0]) as file:
-        np.testing.assert_array_equal(file["a.weight"].blocks(), file["b.weight"].blocks())
+        assert file.alignment == 256
+        for name, values in arrays.items():
+            np.testing.assert_array_equal(file[name].blocks(), lutkern.pack(values, "iq4_nl").blocks())
 
 
 def test_threads_do_not_change_the_file(moe: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:

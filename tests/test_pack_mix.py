@@ -71,6 +71,13 @@ def test_nothing_of_the_budget_is_wasted(problem: tuple[Options, int]) -> None:
     assert best - 1e-9 <= error <= best + largest + 1e-9
 
 
+def test_where_the_hulls_alone_are_worse_than_a_uniform_choice() -> None:
+    """The steepest step is the second tensor's, from 1 to 3 bits; it leaves nothing for the first one's."""
+    first = [Option(None, 1, 7.0, "iq1_s"), Option(None, 3, 0.0, "iq2_xxs")]
+    second = [Option(None, 3, 0.0, "iq1_s"), Option(None, 2, 5.0, "iq2_xxs"), Option(None, 1, 8.0, "q4_k")]
+    assert choose([first, second], 5) == [1, 1]
+
+
 def test_convex_curves_are_solved_exactly() -> None:
     """Where each tensor's errors are convex in its bits and all steps are alike, the choice is the best there is."""
     rng = np.random.default_rng(0)
