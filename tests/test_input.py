@@ -276,6 +276,16 @@ BAD = {
         ValueError,
         "pack: unknown layout 'x', expected one of: blocks",
     ),
+    "pack effort": (
+        lambda: lutkern.pack(X, "q8_0", effort="most"),
+        ValueError,
+        "pack: unknown effort 'most', expected one of: fast, default, best",
+    ),
+    "pack effort type": (
+        lambda: lutkern.pack(X, "q8_0", effort=[]),
+        ValueError,
+        "pack: unknown effort [], expected one of: fast, default, best",
+    ),
     "pack threads": (
         lambda: lutkern.pack(X, "q8_0", threads=0),
         ValueError,

@@ -27,7 +27,7 @@
 //   kLevel[variant][level], kUnits
 //   kUsualScale       of a sub-block, relative to its root mean square
 //   kEffort[effort]
-//   Block, store(GridBlock<F>, Block*), codebook(), level_of(byte of the codebook)
+//   Block, store(GridBlock<F>::Result, Block*), codebook(), level_of(byte of the codebook)
 
 // Added to every high cost: a tagged zero would be a subnormal number.
 static constexpr float kLeastCost = 1e-30f;
@@ -41,7 +41,8 @@ struct GridEffort {
   float first_trial;
   float trial_step;
   int polishes;       // searches at the least-squares scale of what was found
-  int rounds;         // of d
+  int scales;         // values of d that are tried
+  int rounds;         // of each
   int integers;       // 1: the one nearest to the wanted scale is searched; 2: both around it
   bool parity;        // rounds choose rows and flips together
   bool all_variants;  // searched for each sub-block and not only the one with the lower estimate; anew in each round
@@ -50,10 +51,10 @@ struct GridEffort {
 template <typename F>
 struct GridBook {
   GridTable<F::kRows, F::kKeys> table;
-  float code[F::kRows][F::kDims];  // without shift
+  int8_t code[F::kRows][F::kDims];  // without shift
 
   // level[row][j]: the level number of a code.
-  void build(const uint8_t (*level)[F::kDims], const float* value) {
+  void build(const uint8_t (*level)[F::kDims], const int8_t* value) {
     uint8_t low[F::kRows], high[F::kRows];
     for (int r = 0; r < F::kRows; ++r) {
       int key[2] = {0, 0};
@@ -86,11 +87,14 @@ class GridBlock {
   };
 
   // What the block's bytes are made of.
-  uint32_t half;          // d
-  int scale_code[kSubs];  // s
-  uint16_t row[kGroups];
-  uint8_t variant[kGroups];
-  uint8_t signs[32];  // bit j: weight 8 i + j is negative
+  struct Result {
+    uint32_t half;          // d
+    int scale_code[kSubs];  // s
+    uint16_t row[kGroups];
+    uint8_t variant[kGroups];
+    uint8_t signs[32];  // bit j: weight 8 i + j is negative
+  };
+  Result result;
 
   // False: d does not fit fp16.
   bool quantise(const GridBook<F>& book, const float* weights, const float* importance, const GridEffort& effort) {
@@ -102,9 +106,27 @@ class GridBlock {
     Choice wanted;
     Subs square;
     search_scales(book, effort, &wanted, &square);
-    half = half_reaching(input_.unscaled(fit_grid_scale(F::kUnits, wanted.scale, square)));
-    if (half >= kHalfInfinity) return false;
-    return finish(book, effort, wanted);
+    float d[kMostScales];
+    const int n = fit_grid_scale(F::kUnits, wanted.scale, square, effort.scales, d);
+    float least = input_.energy;
+    bool found = false;
+    Result best;
+    for (int i = 0; i < n; ++i) {
+      result.half = half_reaching(input_.unscaled(d[i]));
+      if (result.half >= kHalfInfinity) return false;
+      const float error = finish(book, effort, wanted);
+      if (result.half >= kHalfInfinity) return false;
+      if (!(error < least)) continue;
+      least = error;
+      best = result;
+      found = true;
+    }
+    if (found) {
+      result = best;
+    } else {
+      clear();
+    }
+    return true;
   }
 
  private:
@@ -164,12 +186,7 @@ class GridBlock {
     }
   };
 
-  void clear() {
-    half = 0;
-    for (int b = 0; b < kSubs; ++b) scale_code[b] = 0;
-    for (int g = 0; g < kGroups; ++g) row[g] = variant[g] = 0;
-    for (int i = 0; i < 32; ++i) signs[i] = 0;
-  }
+  void clear() { memset(&result, 0, sizeof result); }
 
   void arrange() {
     for (int b = 0; b < kSubs; ++b) {
@@ -209,7 +226,7 @@ class GridBlock {
     for (int b = 0; b < kSubs; ++b) {
       for (int k = 0; k < kEights; ++k) {
         const int e = b * kEights + k;
-        signs[e] = static_cast<uint8_t>(minus[k][b / kVectorLanes][b % kVectorLanes]);
+        result.signs[e] = static_cast<uint8_t>(minus[k][b / kVectorLanes][b % kVectorLanes]);
         if (!F::kParity) continue;
         const int flip = flipped[k][b / kVectorLanes][b % kVectorLanes];
         input_.w[8 * e + (flip & 7)] *= flip < 8 ? -1.0f : 1.0f;
@@ -232,7 +249,7 @@ class GridBlock {
         for (int j = 1; j < 8; ++j) before = bits_from_float(input_.w[8 * e + j]) >> 31 ? j : before;  // -0 counts
         memcpy(input_.w + 8 * e, w, sizeof w);
         input_.w[8 * e + flip] = -w[flip];
-        signs[e] = static_cast<uint8_t>(signs[e] ^ 1 << before ^ 1 << flip);
+        result.signs[e] = static_cast<uint8_t>(result.signs[e] ^ 1 << before ^ 1 << flip);
       }
     }
   }
@@ -491,12 +508,17 @@ class GridBlock {
   }
 
   static Floats<8> codes(const GridBook<F>& book, const Choice& choice, int b, int k) {
-    float code[8];
+    using Bytes = int8_t __attribute__((vector_size(8)));
+    using Eight = float __attribute__((vector_size(32)));
+    Bytes code;
     for (int h = 0; h < 8 / kDims; ++h) {
       const int32_t pair = choice.pair_of(b, 8 / kDims * k + h);
-      memcpy(code + h * kDims, book.code[book.table.row[pair & (kVariantBit - 1)]], sizeof book.code[0]);
+      memcpy(reinterpret_cast<char*>(&code) + h * kDims, book.code[book.table.row[pair & (kVariantBit - 1)]],
+             sizeof book.code[0]);
     }
-    const Floats<8> out = Floats<8>::load(code);
+    const Eight wide = __builtin_convertvector(code, Eight);
+    Floats<8> out;
+    memcpy(out.v, &wide, sizeof out.v);
     if (F::kVariants == 1) return out;
     return out + Floats<8>::all(F::kLevel[choice.pair_of(b, k) & kVariantBit ? F::kVariants - 1 : 0][1]);
   }
@@ -574,15 +596,15 @@ class GridBlock {
     best->scale = best_scale(along, *square);
   }
 
-  // Rows and integers for the rounded d, then the d that suits them best.
-  bool finish(const GridBook<F>& book, const GridEffort& effort, const Choice& wanted) {
+  // Rows and integers for the rounded d, then the d that suits them best. Returns the error before that last step,
+  // the block's energy if zeros are no worse.
+  float finish(const GridBook<F>& book, const GridEffort& effort, const Choice& wanted) {
     LaneInts shifted[kSets];
     Subs want = wanted.scale;
     float least = input_.energy;
-    bool found = false;
     variants_of(wanted, shifted);
     for (int round = 0; round < effort.rounds; ++round) {
-      const float d = input_.scaled(float_from_half(half));
+      const float d = input_.scaled(float_from_half(result.half));
       if (!(d > 0.0f && d < kTooCoarse)) break;
       Choice best, other;
       Subs along, square;
@@ -609,16 +631,14 @@ class GridBlock {
       }
       if (!(error < least && total_along > 0.0f)) break;
       least = error;
-      found = true;
-      half = half_from_float(input_.unscaled(total_along / total_square));
-      if (half >= kHalfInfinity) return false;
-      for (int b = 0; b < kSubs; ++b) scale_code[b] = static_cast<int>(code.get(b));
+      result.half = half_from_float(input_.unscaled(total_along / total_square));
+      if (result.half >= kHalfInfinity) return least;
+      for (int b = 0; b < kSubs; ++b) result.scale_code[b] = static_cast<int>(code.get(b));
       take_rows(book, best);
       want = best_scale(along, square);
       variants_of(best, shifted);
     }
-    if (!found) clear();
-    return true;
+    return least;
   }
 
   static Subs units_of(const Subs& code) { return (code + Subs::all(F::kUnits.offset)) * F::kUnits.step; }
@@ -638,8 +658,8 @@ class GridBlock {
     for (int b = 0; b < kSubs; ++b) {
       for (int g = 0; g < kGroupsPerSub; ++g) {
         const int32_t pair = choice.pair_of(b, g);
-        row[b * kGroupsPerSub + g] = book.table.row[pair & (kVariantBit - 1)];
-        variant[b * kGroupsPerSub + g] = (pair & kVariantBit) != 0;
+        result.row[b * kGroupsPerSub + g] = book.table.row[pair & (kVariantBit - 1)];
+        result.variant[b * kGroupsPerSub + g] = (pair & kVariantBit) != 0;
       }
     }
   }
@@ -664,9 +684,9 @@ const GridBook<F>& grid_book() {
           level[r][j] = static_cast<uint8_t>(F::level_of(static_cast<uint8_t>(F::codebook().row[r] >> (8 * j))));
         }
       }
-      float value[F::kLevels];
+      int8_t value[F::kLevels];
       for (int n = 0; n < F::kLevels; ++n) {
-        value[n] = F::kLevel[0][n] - (F::kVariants == 2 ? F::kLevel[0][1] : 0.0f);
+        value[n] = static_cast<int8_t>(F::kLevel[0][n] - (F::kVariants == 2 ? F::kLevel[0][1] : 0.0f));
       }
       book.build(level, value);
     }
@@ -683,7 +703,7 @@ bool pack_grid_row(const float* w, const float* importance, int64_t cols, Effort
   GridBlock<F> block;
   for (int64_t c = 0; c < cols; c += Block::kBlockSize, blocks += Block::kBlockBytes) {
     if (!block.quantise(book, w + c, importance + c, how)) return false;
-    F::store(block, reinterpret_cast<Block*>(blocks));
+    F::store(block.result, reinterpret_cast<Block*>(blocks));
   }
   return true;
 }

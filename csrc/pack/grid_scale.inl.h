@@ -6,7 +6,7 @@
 // want[b] is a sub-block's own best scale and weight[b] the curvature of its error around it (sum of importance *
 // code^2), so this is the block's error to second order. d is tried with the largest wanted scale on each of the
 // integers, one lane a try; every try is refined by the least-squares d for its integers. With the integers fixed, the
-// sum falls by along^2 / square, so the largest of these wins.
+// sum falls by along^2 / square, so the largest of these come first.
 
 struct GridUnits {
   float offset;
@@ -33,15 +33,20 @@ static inline Floats<n> clamped(const Floats<n>& x, float low, float high) {
   return out;
 }
 
-// Wanted scales that are not negative; zero if there is none above.
+enum : int { kMostScales = 8 };
+
+// The best values of d, best first; returns how many, at most n <= kMostScales. Wanted scales are not negative; none
+// above zero gives the one d of zero.
 template <int kSubs>
-static inline float fit_grid_scale(const GridUnits& units, const Floats<kSubs>& want, const Floats<kSubs>& weight) {
+static inline int fit_grid_scale(const GridUnits& units, const Floats<kSubs>& want, const Floats<kSubs>& weight, int n,
+                                 float* best) {
   enum : int { kTries = 16 };
   using Tries = Floats<kTries>;
   const float last = static_cast<float>(units.max_code);
   float largest = 0.0f;
   for (int b = 0; b < kSubs; ++b) largest = want.get(b) > largest ? want.get(b) : largest;
-  if (!(largest > 0.0f)) return 0.0f;
+  best[0] = 0.0f;
+  if (!(largest > 0.0f)) return 1;
   Tries d, best_d, best_gain = Tries::all(-1.0f);
   for (int t = 0; t < kTries; ++t) d.set(t, largest / units.unit(t < units.max_code ? units.max_code - t : 0));
   best_d = d;
@@ -61,7 +66,17 @@ static inline float fit_grid_scale(const GridUnits& units, const Floats<kSubs>& 
     best_gain = select(better, gain, best_gain);
     best_d = select(better, d, best_d);
   }
-  int best = 0;
-  for (int t = 1; t < kTries; ++t) best = best_gain.get(t) > best_gain.get(best) ? t : best;
-  return best_d.get(best);
+  int found = 0;
+  while (found < n) {
+    int top = 0;
+    for (int t = 1; t < kTries; ++t) top = best_gain.get(t) > best_gain.get(top) ? t : top;
+    if (best_gain.get(top) < 0.0f) break;
+    const float chosen = best_d.get(top);
+    best[found++] = chosen;
+    for (int t = 0; t < kTries; ++t) {
+      // Tries that ended at the same integers.
+      if (fabsf(best_d.get(t) - chosen) <= 1e-3f * chosen) best_gain.set(t, -1.0f);
+    }
+  }
+  return found;
 }

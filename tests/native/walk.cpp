@@ -525,10 +525,15 @@ void check_packed(const PackCase& c, const Bytes& packed, Fill fill, Importance 
     fail("relative error %g", sqrt(error / power));
 }
 
-void check_pack(const PackCase& c, Fill fill, Importance importance) {
+lutkern_options with_effort(lutkern_options options, int effort) {
+  options.effort = effort;
+  return options;
+}
+
+void check_pack(const PackCase& c, Fill fill, Importance importance, int effort) {
   int64_t replaced = -1;
   const Bytes packed(c.nbytes(), 1);
-  const lutkern_status status = c.run(packed, &replaced, with_threads(1));
+  const lutkern_status status = c.run(packed, &replaced, with_effort(with_threads(1), effort));
   const bool refused = status == LUTKERN_ERROR_VALUE;
   if (fill == Fill::not_a_number && !refused) fail("NaN gave the status %d", status);
   if (refused && fill != Fill::not_a_number && fill != Fill::largest) fail("refused: %s", lutkern_last_error());
@@ -537,7 +542,8 @@ void check_pack(const PackCase& c, Fill fill, Importance importance) {
     check_packed(c, packed, fill, importance);
     if (replaced < 0 || replaced > c.experts * c.w.cols) fail("replaced is %lld", number(replaced));
   }
-  for (const lutkern_options& options : {with_threads(2), with_host(backwards)}) {
+  for (const lutkern_options& host : {with_threads(2), with_host(backwards)}) {
+    const lutkern_options options = with_effort(host, effort);
     const Bytes again(c.nbytes(), 0);
     int64_t replaced_again = -1;
     if (c.run(again, &replaced_again, options) != status || (!refused && replaced_again != replaced)) {
@@ -556,8 +562,9 @@ void walk_pack() {
       for (int fill = 0; fill < static_cast<int>(Fill::count); ++fill) {
         for (int kind = 0; kind < static_cast<int>(Importance::count); ++kind) {
           if (fill > 1 && kind % 2 == 0 && shape[2] != 33) continue;  // fewer pairings on the larger shapes
-          set_case("pack, %s, %lld x %lld x %lld, content %d, importance %d", f.name, number(shape[0]),
-                   number(shape[1]), number(shape[2]), fill, kind);
+          const int effort = (fill + kind) % 3;                       // lutkern_effort
+          set_case("pack, %s, %lld x %lld x %lld, content %d, importance %d, effort %d", f.name, number(shape[0]),
+                   number(shape[1]), number(shape[2]), fill, kind, effort);
           const int64_t n = shape[0] * shape[1] * shape[2];
           const Bytes w(4 * n, 1);
           for (int64_t i = 0; i < n; ++i) {
@@ -569,7 +576,7 @@ void walk_pack() {
                            shape[0],
                            {w.get(), LUTKERN_F32, shape[0] * shape[1], shape[2], shape[2]},
                            kind ? importance.get() : nullptr};
-          check_pack(c, static_cast<Fill>(fill), static_cast<Importance>(kind));
+          check_pack(c, static_cast<Fill>(fill), static_cast<Importance>(kind), effort);
         }
       }
     }

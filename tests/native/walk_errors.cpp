@@ -233,6 +233,10 @@ void wrong_pack(const Calls& c) {
   c.expect(pack(Calls::format("q3_k").ggml_type, 1, &w, out.get(), n), LUTKERN_ERROR_VALUE,
            "pack: q3_k can be read but not packed");
   if (f.can_pack) {
+    lutkern_options options{};
+    options.effort = 3;
+    c.expect(lutkern_pack(f.ggml_type, 1, &w, nullptr, out.get(), n, nullptr, &options), LUTKERN_ERROR_VALUE,
+             "pack: unknown effort 3, expected 0 to 2");
     c.expect(pack(f.ggml_type, 1, nullptr, out.get(), n), LUTKERN_ERROR_VALUE, "pack: w or out is null");
     c.expect(pack(f.ggml_type, 1, &w, nullptr, n), LUTKERN_ERROR_VALUE, "pack: w or out is null");
     c.expect(pack(f.ggml_type, 1, &w, out.get(), n + 1), LUTKERN_ERROR_VALUE, "pack: out has 513 bytes, expected 512");
