@@ -11,6 +11,7 @@ from __future__ import annotations
 from . import reference
 from ._core import version as __version__
 from .compare import Comparison, compare_files
+from .files import pack_file
 from .formats import Format, formats
 from .gguf import open_gguf, write_gguf
 from .importance import Importance
@@ -53,6 +54,7 @@ __all__ = [
     "num_threads",
     "open_gguf",
     "pack",
+    "pack_file",
     "reference",
     "set_num_threads",
     "supports",

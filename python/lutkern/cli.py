@@ -1,4 +1,4 @@
-"""The command line: `lutkern info | inspect FILE | demo | quality A B | selftest`, each with `--json`.
+"""The command line: `lutkern info | inspect FILE | pack IN OUT | quality A B | demo | selftest`, each with `--json`.
 
 Exit codes: 0 done, 1 the self-test found a difference, 2 an error (one line on stderr), 130 interrupted, 141 the reader
 of the output went away.
@@ -17,6 +17,7 @@ from typing import Any
 
 from ._core import version
 from .compare import command as quality
+from .files import command as pack
 from .runtime import info
 from .text_table import printable, table
 
@@ -76,6 +77,9 @@ def _parser() -> argparse.ArgumentParser:
     add("info", _info, "what was built, what was found, which kernels run")
     inspect = add("inspect", _inspect, "metadata, tensors and formats of a GGUF file")
     inspect.add_argument("file", metavar="FILE", help="a GGUF file, or any shard of a split one")
+    pack.add_options(
+        add("pack", pack.run, "pack a whole model into a GGUF file, format by format and tensor by tensor")
+    )
     demo = add("demo", _demo, "pack a small language model, compare it with its float self, let it answer")
     demo.add_argument("--model", type=Path, metavar="FILE", help="a dense llama GGUF (default: fetch SmolLM2-135M)")
     for part, fmt in (("gate", "iq2_xxs"), ("up", "iq2_xxs"), ("down", "iq3_xxs")):

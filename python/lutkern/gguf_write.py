@@ -102,7 +102,7 @@ def _write(
     """Check everything, then write, to the disk."""
     for key in metadata:
         if key != ARCHITECTURE and key not in SPLIT_KEYS:
-            _add_metadata(writer, key, metadata)
+            add_metadata(writer, key, metadata)
     for name, tensor in tensors.items():
         _add_tensor_info(writer, name, tensor)
     writer.write_header_to_file()
@@ -116,7 +116,8 @@ def _write(
     writer.close()
 
 
-def _add_metadata(writer: gguf.GGUFWriter, key: str, metadata: Mapping[str, Any]) -> None:
+def add_metadata(writer: gguf.GGUFWriter, key: str, metadata: Mapping[str, Any]) -> None:
+    """Check the value of `key` and hand it to the writer. Raises as `write_gguf` does."""
     import gguf
 
     if not isinstance(key, str):
