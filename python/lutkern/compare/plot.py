@@ -140,8 +140,8 @@ def _dress(axes: Axes, found: Comparison, n_shown: int) -> None:
     weighted = found.total.weighted is not None
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
-    axes.set_xlim(_widened(*axes.get_xlim(), ratio=2))
-    axes.set_ylim(_widened(*axes.get_ylim(), ratio=10))
+    axes.set_xlim(_widened(axes.get_xlim(), ratio=2))
+    axes.set_ylim(_widened(axes.get_ylim(), ratio=10))
     axes.xaxis.set_major_locator(FixedLocator(_TICKS))
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     for axis in (axes.xaxis, axes.yaxis):
@@ -159,7 +159,8 @@ def _dress(axes: Axes, found: Comparison, n_shown: int) -> None:
     axes.set_xlabel("\n".join(notes))
 
 
-def _widened(low: float, high: float, ratio: float) -> tuple[float, float]:
+def _widened(limits: tuple[float, float], ratio: float) -> tuple[float, float]:
     """Make the range of an axis at least `ratio` wide, so that small differences look small."""
+    low, high = limits
     factor = max(1.0, ratio / (high / low)) ** 0.5
     return low / factor, high * factor
