@@ -30,9 +30,7 @@ constexpr Iq4Nearest kIq4Nearest;
 struct Iq4ValueSet {
   Limits limits = Limits(0.0f, Iq4Nearest::kEntries - 1);
 
-  Whole entry(Vec position) const {
-    return __builtin_convertvector(limits.clamp(position * 2.0f + 256.0f), Whole);
-  }
+  Whole entry(Vec position) const { return __builtin_convertvector(limits.clamp(position * 2.0f + 256.0f), Whole); }
 
   Vec value(Vec position) const {
     const Whole k = entry(position);
@@ -50,9 +48,9 @@ struct Iq4ValueSet {
 };
 
 static inline ScaleTrials iq4_trials(Effort effort) {
-  if (effort == Effort::kFast) return {T_IQ4_FAST};
-  if (effort == Effort::kBest) return {T_IQ4_BEST};
-  return {T_IQ4};
+  if (effort == Effort::kFast) return {4, {-100.0f, 100.0f}, {-12.0f, 12.0f}, 1};
+  if (effort == Effort::kBest) return {24, {-82.0f, 82.0f}, {-3.5f, 3.5f}, 3};
+  return {8, {-92.0f, 92.0f}, {-8.0f, 8.0f}, 1};
 }
 
 struct Iq4XsScales {
@@ -60,6 +58,10 @@ struct Iq4XsScales {
   enum : int { kSubs = 8 };
   static constexpr float kLeast = -32.0f, kMost = 31.0f;
   static ScaleTrials trials(Effort effort) { return iq4_trials(effort); }
+  static Settling settling(Effort effort) {
+    if (effort == Effort::kBest) return {3, 2, 1};
+    return {1, 1, 0};
+  }
 };
 
 // Two codes in a byte, m and m + 16.

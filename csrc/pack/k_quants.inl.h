@@ -9,31 +9,43 @@
 struct Q2Lines {
   enum : int { kSubs = 16, kHigh = 3, kMost = 15 };
   static LineTrials trials(Effort effort) {
-    if (effort == Effort::kFast) return {T_Q2_FAST};
-    if (effort == Effort::kBest) return {T_Q2_BEST};
-    return {T_Q2};
+    if (effort == Effort::kFast) return {3, 2.2f, 0.5f, 2, 1};
+    if (effort == Effort::kBest) return {12, 2.0f, 0.2f, 3, 3};
+    return {5, 2.1f, 0.35f, 2, 1};
   }
-  static int rounds(Effort effort) { return effort == Effort::kBest ? 3 : 1; }
+  static Settling settling(Effort effort) {
+    if (effort == Effort::kFast) return {1, 1, 0};
+    if (effort == Effort::kBest) return {9, 3, 2};
+    return {3, 1, 1};
+  }
 };
 
 struct Q4Lines {
   enum : int { kSubs = 8, kHigh = 15, kMost = 63 };
   static LineTrials trials(Effort effort) {
-    if (effort == Effort::kFast) return {T_Q4_FAST};
-    if (effort == Effort::kBest) return {T_Q4_BEST};
-    return {T_Q4};
+    if (effort == Effort::kFast) return {4, 12.5f, 1.0f, 1, 1};
+    if (effort == Effort::kBest) return {16, 11.0f, 0.5f, 3, 3};
+    return {6, 12.0f, 0.8f, 2, 1};
   }
-  static int rounds(Effort effort) { return effort == Effort::kBest ? 3 : 1; }
+  static Settling settling(Effort effort) {
+    if (effort == Effort::kFast) return {1, 1, 0};
+    if (effort == Effort::kBest) return {9, 2, 1};
+    return {1, 1, 1};
+  }
 };
 
 struct Q5Lines {
   enum : int { kSubs = 8, kHigh = 31, kMost = 63 };
   static LineTrials trials(Effort effort) {
-    if (effort == Effort::kFast) return {T_Q5_FAST};
-    if (effort == Effort::kBest) return {T_Q5_BEST};
-    return {T_Q5};
+    if (effort == Effort::kFast) return {4, 28.5f, 1.0f, 1, 1};
+    if (effort == Effort::kBest) return {16, 27.0f, 0.5f, 3, 3};
+    return {6, 28.0f, 0.8f, 2, 1};
   }
-  static int rounds(Effort effort) { return effort == Effort::kBest ? 3 : 1; }
+  static Settling settling(Effort effort) {
+    if (effort == Effort::kFast) return {1, 1, 0};
+    if (effort == Effort::kBest) return {9, 2, 1};
+    return {1, 1, 1};
+  }
 };
 
 struct Q3Scales {
@@ -41,9 +53,13 @@ struct Q3Scales {
   enum : int { kSubs = 16 };
   static constexpr float kLeast = -32.0f, kMost = 31.0f;
   static ScaleTrials trials(Effort effort) {
-    if (effort == Effort::kFast) return {T_Q3_FAST};
-    if (effort == Effort::kBest) return {T_Q3_BEST};
-    return {T_Q3};
+    if (effort == Effort::kFast) return {3, {-3.4f, -3.8f}, {-0.7f, -0.7f}, 1};
+    if (effort == Effort::kBest) return {24, {-2.7f, 2.7f}, {-0.09f, 0.09f}, 2};
+    return {8, {-3.0f, 3.0f}, {-0.25f, 0.25f}, 1};
+  }
+  static Settling settling(Effort effort) {
+    if (effort == Effort::kBest) return {3, 2, 1};
+    return {1, 1, 0};
   }
 };
 
@@ -52,9 +68,13 @@ struct Q6Scales {
   enum : int { kSubs = 16 };
   static constexpr float kLeast = -128.0f, kMost = 127.0f;
   static ScaleTrials trials(Effort effort) {
-    if (effort == Effort::kFast) return {T_Q6_FAST};
-    if (effort == Effort::kBest) return {T_Q6_BEST};
-    return {T_Q6};
+    if (effort == Effort::kFast) return {3, {-30.5f, -31.2f}, {-1.4f, -1.4f}, 0};
+    if (effort == Effort::kBest) return {24, {-27.0f, 27.0f}, {-0.4f, 0.4f}, 2};
+    return {10, {-28.0f, -28.4f}, {-0.8f, -0.8f}, 0};
+  }
+  static Settling settling(Effort effort) {
+    if (effort == Effort::kBest) return {3, 2, 1};
+    return {1, 1, 0};
   }
 };
 

@@ -16,27 +16,27 @@ static inline void store_fifth_bits(const uint8_t* code, uint8_t* to) {
 }
 
 static inline ScaleTrials q4_0_trials(Effort effort) {
-  if (effort == Effort::kFast) return {T_Q40_FAST};
-  if (effort == Effort::kBest) return {T_Q40_BEST};
-  return {T_Q40};
+  if (effort == Effort::kFast) return {3, {-6.8f, -7.3f}, {-1.0f, -1.0f}, 0};
+  if (effort == Effort::kBest) return {30, {-5.5f, 5.5f}, {-0.2f, 0.2f}, 3};
+  return {6, {-6.6f, -7.0f}, {-0.8f, -0.8f}, 1};
 }
 
 static inline ScaleTrials q5_0_trials(Effort effort) {
-  if (effort == Effort::kFast) return {T_Q50_FAST};
-  if (effort == Effort::kBest) return {T_Q50_BEST};
-  return {T_Q50};
+  if (effort == Effort::kFast) return {3, {-14.5f, -15.2f}, {-1.4f, -1.4f}, 0};
+  if (effort == Effort::kBest) return {24, {-12.0f, 12.0f}, {-0.33f, 0.33f}, 3};
+  return {6, {-14.0f, -14.4f}, {-0.8f, -0.8f}, 1};
 }
 
 static inline LineTrials q4_1_trials(Effort effort) {
-  if (effort == Effort::kFast) return {T_Q41_FAST};
-  if (effort == Effort::kBest) return {T_Q41_BEST};
-  return {T_Q41};
+  if (effort == Effort::kFast) return {4, 12.5f, 1.0f, 1, 1};
+  if (effort == Effort::kBest) return {24, 10.0f, 0.33f, 4, 4};
+  return {6, 11.5f, 0.8f, 2, 1};
 }
 
 static inline LineTrials q5_1_trials(Effort effort) {
-  if (effort == Effort::kFast) return {T_Q51_FAST};
-  if (effort == Effort::kBest) return {T_Q51_BEST};
-  return {T_Q51};
+  if (effort == Effort::kFast) return {4, 28.5f, 1.0f, 1, 1};
+  if (effort == Effort::kBest) return {24, 26.0f, 0.33f, 4, 4};
+  return {6, 27.5f, 0.8f, 2, 1};
 }
 
 bool pack_q4_0(const float* w, const float* importance, int64_t cols, Effort effort, uint8_t* blocks) {

@@ -98,9 +98,11 @@ static inline Line solve_line(const LineSums& s, const LineTotals& t, Vec* gain)
     out.offset = slanted ? offset : -(t.along / t.total);
   } else {
     const Whole slanted = both & (scale > zero) & (offset > zero);
-    const Vec through_zero = larger(s.qw / larger(s.q2, tiny), zero);
-    out.scale = slanted ? scale : through_zero;
-    out.offset = slanted ? offset : zero;
+    // Otherwise the better of a line through zero and a constant.
+    const Vec through_zero = larger(s.qw / larger(s.q2, tiny), zero), constant = larger(-(t.along / t.total), zero);
+    const Whole flat = -(t.along * constant) > s.qw * through_zero;
+    out.scale = slanted ? scale : (flat ? zero : through_zero);
+    out.offset = slanted ? offset : (flat ? constant : zero);
   }
   *gain = out.scale * s.qw - out.offset * t.along;
   return out;
@@ -158,8 +160,12 @@ static inline LineFit search_lines(const P& panel, int lane, const LineTrials& t
   return best;
 }
 
+// The pairs of d and dmin that are tried, as parts of the fitted one.
+static constexpr float kMinFactors[] = {1.0f, 1.0f, 1.0f, 0.92f, 1.08f, 0.92f, 1.08f, 0.85f, 1.17f};
+static constexpr float kDFactors[] = {1.0f, 0.92f, 1.08f, 1.0f, 1.0f, 0.92f, 1.08f, 0.85f, 1.17f};
+
 // A block of 256 weights: weight = d * s * q - dmin * m, with integers s and m in 0 .. F::kMost for each sub-block.
-// F gives kSubs, kHigh, kMost, trials(effort) and rounds(effort).
+// F gives kSubs, kHigh, kMost, trials(effort) and settling(effort).
 template <typename F>
 class LineBlock {
  public:
@@ -189,35 +195,40 @@ class LineBlock {
     if (half_d >= kHalfInfinity || half_min >= kHalfInfinity) return false;
     if (!(value_of(half_d) < kScaleTooCoarse)) half_d = 0;
     if (!(value_of(half_min) < kScaleTooCoarse)) half_min = 0;
-    settle(F::rounds(effort));
+    settle(F::settling(effort));
     return true;
   }
 
  private:
   float value_of(uint32_t half) const { return panel_.scaled(float_from_half(half), 0); }
 
-  // Integers, then d and dmin by least squares, as often as asked for; the best of all gives the codes.
-  void settle(int rounds) {
+  // Integers, then d and dmin by least squares; the best of all gives the codes.
+  void settle(const Settling& how) {
     double best = 1e300;
-    for (int round = 0; round < rounds; ++round) {
-      const uint32_t rounded_d = half_d, rounded_min = half_min;
-      choose(value_of(rounded_d), value_of(rounded_min));
-      const double loss = refit();
-      if (!(loss < best)) continue;
-      best = loss;
-      best_d_ = half_d;
-      best_min_ = half_min;
-      float step[kSubs], up[kSubs];
-      for (int b = 0; b < kSubs; ++b) {
-        scale[b] = static_cast<int>(s_[b]);
-        offset[b] = static_cast<int>(m_[b]);
-        step[b] = value_of(rounded_d) * s_[b];
-        up[b] = value_of(rounded_min) * m_[b];
+    uint32_t best_d = half_d, best_min = half_min;
+    const float first_d = value_of(half_d), first_min = value_of(half_min);
+    for (int start = 0; start < how.starts; ++start) {
+      half_d = half_from_float(panel_.unscaled(first_d * kDFactors[start], 0));
+      half_min = half_from_float(panel_.unscaled(first_min * kMinFactors[start], 0));
+      for (int round = 0; round < how.rounds; ++round) {
+        const uint32_t rounded_d = half_d, rounded_min = half_min;
+        choose(value_of(rounded_d), value_of(rounded_min), how.reach);
+        const double loss = refit();
+        if (!(loss < best)) break;
+        best = loss;
+        best_d = half_d;
+        best_min = half_min;
+        for (int b = 0; b < kSubs; ++b) {
+          scale[b] = static_cast<int>(s_[b]);
+          offset[b] = static_cast<int>(m_[b]);
+          step_[b] = value_of(rounded_d) * s_[b];
+          up_[b] = value_of(rounded_min) * m_[b];
+        }
       }
-      line_codes<F::kHigh>(panel_, step, up, code);
     }
-    half_d = best_d_;
-    half_min = best_min_;
+    half_d = best_d;
+    half_min = best_min;
+    line_codes<F::kHigh>(panel_, step_, up_, code);
   }
 
   static Vec loss_of(const Line& line, const LineSums& s, const LineTotals& t) {
@@ -225,9 +236,9 @@ class LineBlock {
            line.offset * (2.0f * t.along + line.offset * t.total);
   }
 
-  // A sub-block tries the two integers s around the scale that it wants and, for each, the two integers m around the
-  // offset that suits this scale.
-  void choose(float d, float dmin) {
+  // A sub-block tries the integers s around the scale that it wants, reach more than two to either side, and, for each,
+  // the two integers m around the offset that suits this scale.
+  void choose(float d, float dmin, int reach) {
     const float inverse_d = inverse_of(d), inverse_min = inverse_of(dmin);
     const Limits limits(0.0f, F::kMost);
     for (int lane = 0; lane < kSubs; lane += kWide) {
@@ -235,8 +246,8 @@ class LineBlock {
       const Vec below = nearest(limits.clamp(vec_at(want_scale_ + lane) * inverse_d - 0.5f));
       Vec least = vec_of(3e38f), s_best = vec_of(0.0f), m_best = s_best;
       LineSums best = {s_best, s_best, s_best};
-      for (int k = 0; k < 2; ++k) {
-        const Vec s = smaller(below + static_cast<float>(k), limits.high), step = d * s;
+      for (int k = -reach; k < 2 + reach; ++k) {
+        const Vec s = limits.clamp(below + static_cast<float>(k)), step = d * s;
         const Vec suits = (step * vec_at(q1_ + lane) - totals.along) / totals.total;
         const Vec m_0 = nearest(limits.clamp(suits * inverse_min - 0.5f));
         const Vec m_1 = smaller(m_0 + 1.0f, limits.high);
@@ -298,9 +309,9 @@ class LineBlock {
   }
 
   Panel<kSubs, 1> panel_;
-  uint32_t best_d_, best_min_;
-  alignas(64) float total_[kSubs], along_[kSubs];           // sums of importance and of importance * w
+  alignas(64) float total_[kSubs], along_[kSubs];  // sums of importance and of importance * w
   alignas(64) float want_scale_[kSubs], want_offset_[kSubs], q1_[kSubs], q2_[kSubs];  // a sub-block's own best line
+  alignas(64) float step_[kSubs], up_[kSubs];  // the best line that can be stored
   alignas(64) float s_[kSubs], m_[kSubs], sum_q1_[kSubs], sum_q2_[kSubs], sum_qw_[kSubs];  // the chosen integers
 };
 

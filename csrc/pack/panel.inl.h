@@ -50,9 +50,7 @@ static constexpr float kRounder = 12582912.0f;
 static inline Vec nearest(Vec x) { return (x + kRounder) - kRounder; }
 
 static inline float inverse_of(float scale) { return fabsf(scale) > 1e-30f ? 1.0f / scale : 0.0f; }
-static inline Vec inverse_of(Vec scale) {
-  return magnitude_of(scale) > vec_of(1e-30f) ? 1.0f / scale : vec_of(0.0f);
-}
+static inline Vec inverse_of(Vec scale) { return magnitude_of(scale) > vec_of(1e-30f) ? 1.0f / scale : vec_of(0.0f); }
 
 // 2^exponent in two factors, since one alone may be out of range.
 struct PowerOfTwo {

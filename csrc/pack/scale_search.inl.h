@@ -99,8 +99,19 @@ static inline void codes_at(const P& panel, const float* scale, uint8_t* code) {
   codes.narrow(code);
 }
 
+// How the integers of the sub-blocks are found: from `starts` block scales, at most `rounds` times each, out of 2 + 2 *
+// reach integers around what a sub-block wants.
+struct Settling {
+  int starts;
+  int rounds;
+  int reach;
+};
+
+// The block scales that are tried, as parts of the fitted one.
+static constexpr float kScaleFactors[] = {1.0f, 0.985f, 1.015f, 0.97f, 1.03f, 0.955f, 1.045f, 0.94f, 1.06f};
+
 // A block of 256 weights: weight = d * s * v, s one of the integers F::kLeast .. F::kMost for each sub-block.
-// F gives Values, kSubs, kLeast, kMost and trials(effort).
+// F gives Values, kSubs, kLeast, kMost, trials(effort) and settling(effort).
 template <typename F>
 class ScaledBlock {
  public:
@@ -117,56 +128,82 @@ class ScaledBlock {
     float want[kSubs], square[kSubs];
     search_scales<Values>(panel_, F::trials(effort), want, square);
     const float fitted = fit_unit<kSubs>(want, square, F::kLeast, F::kMost);
-    half = rounded(panel_.unscaled(fitted, 0));
+    half = half_reaching(panel_.unscaled(fabsf(fitted), 0)) | (fitted < 0.0f ? 0x8000u : 0u);
     if ((half & 0x7fffu) >= kHalfInfinity) return false;
-    float d = panel_.scaled(float_from_half(half), 0);
-    if (!(fabsf(d) < kScaleTooCoarse)) half = 0, d = 0.0f;
-    choose(want, d);
-    float scale[kSubs];
-    for (int b = 0; b < kSubs; ++b) {
-      scale[b] = d * unit_[b];
-      unit[b] = static_cast<int>(unit_[b]);
-    }
-    codes_at<Values>(panel_, scale, code);
-    return refit();
+    if (!(fabsf(value_of(half)) < kScaleTooCoarse)) half = 0;
+    settle(want, F::settling(effort));
+    return true;
   }
 
  private:
-  // The nearest half, but never zero: no smaller scale could be told apart from none.
-  static uint32_t rounded(float scale) {
-    return half_reaching(fabsf(scale)) | (scale < 0.0f ? 0x8000u : 0u);
+  float value_of(uint32_t some) const { return panel_.scaled(float_from_half(some), 0); }
+
+  // Integers, then d by least squares; the best of all gives the codes.
+  void settle(const float* want, const Settling& how) {
+    double best = 1e300;
+    uint32_t best_half = half;
+    const float first = value_of(half);
+    float scale[kSubs];
+    for (int start = 0; start < how.starts; ++start) {
+      half = half_from_float(panel_.unscaled(first * kScaleFactors[start], 0));
+      for (int round = 0; round < how.rounds; ++round) {
+        const float d = value_of(half);
+        choose(want, d, how.reach);
+        const double loss = refit();
+        if (!(loss < best)) break;
+        best = loss;
+        best_half = half;
+        for (int b = 0; b < kSubs; ++b) {
+          scale[b] = d * unit_[b];
+          unit[b] = static_cast<int>(unit_[b]);
+        }
+      }
+    }
+    half = best_half;
+    codes_at<Values>(panel_, scale, code);
   }
 
-  // Of the two integers around what a sub-block wants the one with the smaller error.
-  void choose(const float* want, float d) {
+  // Of the integers around what a sub-block wants the one with the smallest error.
+  void choose(const float* want, float d, int reach) {
     const float inverse = inverse_of(d);
     const Limits limits(F::kLeast, F::kMost);
     for (int lane = 0; lane < kSubs; lane += kWide) {
-      const Vec position = vec_at(want + lane) * inverse - 0.5f;
-      const Vec below = nearest(limits.clamp(position));
-      const Vec above = smaller(below + 1.0f, limits.high);
-      const Vec scale_0 = d * below, scale_1 = d * above;
-      const ScaleSums sums = measure_scales<Values>(panel_, lane, inverse_of(scale_0), inverse_of(scale_1));
-      const Vec loss_0 = scale_0 * (scale_0 * sums.square[0] - 2.0f * sums.along[0]);
-      const Vec loss_1 = scale_1 * (scale_1 * sums.square[1] - 2.0f * sums.along[1]);
-      const Whole second = loss_1 < loss_0;
-      put(unit_ + lane, second ? above : below);
-      put(along_ + lane, second ? sums.along[1] : sums.along[0]);
-      put(square_ + lane, second ? sums.square[1] : sums.square[0]);
+      const Vec below = nearest(limits.clamp(vec_at(want + lane) * inverse - 0.5f));
+      Vec least = vec_of(3e38f), unit = below, along = below, square = below;
+      for (int k = -reach; k < 2 + reach; k += 2) {
+        const Vec tried[2] = {limits.clamp(below + static_cast<float>(k)),
+                              limits.clamp(below + static_cast<float>(k + 1))};
+        const ScaleSums sums = measure_scales<Values>(panel_, lane, inverse_of(d * tried[0]), inverse_of(d * tried[1]));
+        for (int j = 0; j < 2; ++j) {
+          const Vec scale = d * tried[j];
+          const Vec loss = scale * (scale * sums.square[j] - 2.0f * sums.along[j]);
+          const Whole better = loss < least;
+          least = better ? loss : least;
+          unit = better ? tried[j] : unit;
+          along = better ? sums.along[j] : along;
+          square = better ? sums.square[j] : square;
+        }
+      }
+      put(unit_ + lane, unit);
+      put(along_ + lane, along);
+      put(square_ + lane, square);
     }
   }
 
-  // The least-squares d for these values and integers.
-  bool refit() {
+  // The least-squares d for these values and integers. Returns what the error is above sum(importance * w^2).
+  double refit() {
     double along = 0.0, square = 0.0;
     for (int b = 0; b < kSubs; ++b) {
       const double u = static_cast<double>(unit_[b]);
       along += u * static_cast<double>(along_[b]);
       square += u * u * static_cast<double>(square_[b]);
     }
-    if (!(square > 0.0)) return true;
-    half = half_from_float(panel_.unscaled(static_cast<float>(along / square), 0));
-    return (half & 0x7fffu) < kHalfInfinity;
+    if (square > 0.0) {
+      const uint32_t fitted = half_from_float(panel_.unscaled(static_cast<float>(along / square), 0));
+      if ((fitted & 0x7fffu) < kHalfInfinity) half = fitted;
+    }
+    const double d = static_cast<double>(value_of(half));
+    return d * (d * square - 2.0 * along);
   }
 
   Panel<kSubs, 1> panel_;
