@@ -117,96 +117,133 @@ bool pack_q8_0(const float* w, const float*, int64_t cols, Effort, uint8_t* bloc
 
 // ---- mxfp4 ----
 
-// Values are whole up to 4, even up to 8, multiples of four up to 12.
-struct Mxfp4ValueSet {
-  Limits limits = Limits(-12.0f, 12.0f);
+// Of the exponents that bring the largest weight to 4 .. 8, 8 .. 16 and, with more effort, 16 .. 64 the one with the
+// smallest error; past 12 weights are cut. The largest exponent that gives finite weights is 252.
+class Mxfp4Blocks {
+ public:
+  enum : int { kBlocks = 8, kSize = 32, kPair = 16 };
 
+  uint8_t e[kBlocks];
+  uint8_t code[kBlocks * kPair];  // two codes in a byte
+
+  // A stage at a time for all blocks, since one block alone is a chain of steps that wait for one another.
+  void quantise(const float* w, const float* importance, int trials) {
+    int wanted[kBlocks], first[kBlocks];
+    for (int b = 0; b < kBlocks; ++b) {
+      const float peak = largest_magnitude(w + kSize * b, kSize);
+      wanted[b] = peak > 0.0f ? exponent_of(peak) + 127 : 0;
+      first[b] = bounded(wanted[b]);
+      load(b, w, PowerOfTwo(128 - first[b]));
+      load_share(b, importance, PowerOfTwo(-exponent_of(largest_magnitude(importance + kSize * b, kSize))));
+    }
+    alignas(64) float least[kBlocks], best[kBlocks], best_trial[kBlocks] = {};
+    for (int t = 0; t < trials; ++t) {
+      alignas(64) float factor[kBlocks], chains[kBlocks][kChains], found[kBlocks];
+      for (int b = 0; b < kBlocks; ++b) {
+        factor[b] = PowerOfTwo(first[b] - bounded(wanted[b] - t)).times(1.0f);
+        measure(b, factor[b], chains[b]);
+      }
+      sum_chains(chains, found);
+      for (int lane = 0; lane < kBlocks; lane += kWide) {
+        const Vec loss = vec_at(found + lane), before = t ? vec_at(least + lane) : vec_of(3e38f);
+        const Whole better = loss < before;
+        put(least + lane, better ? loss : before);
+        put(best + lane, better ? vec_at(factor + lane) : (t ? vec_at(best + lane) : vec_of(1.0f)));
+        put(best_trial + lane, better ? vec_of(static_cast<float>(t)) : vec_at(best_trial + lane));
+      }
+    }
+    for (int b = 0; b < kBlocks; ++b) {
+      e[b] = static_cast<uint8_t>(bounded(wanted[b] - static_cast<int>(best_trial[b])));
+    }
+    int32_t pairs[kBlocks * kPair];
+    for (int b = 0; b < kBlocks; ++b) join_codes(b, best[b], pairs + kPair * b);
+    for (int m = 0; m < kBlocks * kPair; ++m) code[m] = static_cast<uint8_t>(pairs[m]);
+  }
+
+ private:
+  enum : int { kChains = 8, kMostExponent = 252 };
+
+  static int bounded(int exponent) {
+    return exponent < 0 ? 0 : (exponent < kMostExponent ? exponent : kMostExponent);
+  }
+
+  void load(int b, const float* w, const PowerOfTwo& factor) {
+    for (int i = kSize * b; i < kSize * (b + 1); i += kWide) {
+      put(position_ + i, vec_at(w + i) * factor.first * factor.second);
+    }
+  }
+
+  void load_share(int b, const float* importance, const PowerOfTwo& factor) {
+    for (int i = kSize * b; i < kSize * (b + 1); i += kWide) {
+      put(share_ + i, vec_at(importance + i) * factor.first * factor.second);
+    }
+  }
+
+  // Values are whole up to 4, even up to 8, multiples of four up to 12.
   Vec value(Vec position) const {
-    const Vec x = limits.clamp(position);
+    const Vec x = limits_.clamp(position);
     // The power of two below |x|, at least 2, is two steps.
     const Vec steps = larger(reinterpret_cast<Vec>(reinterpret_cast<Whole>(x) & 0x7f800000), vec_of(2.0f));
     const Vec rounder = steps * (0.5f * kRounder);
     return (x + rounder) - rounder;
   }
 
-  // Codes 0 .. 7 are 0, 1, 2, 3, 4, 6, 8, 12; eight more for a minus.
-  Whole code(Vec position) const {
-    const Vec v = value(position), magnitude = magnitude_of(v);
-    Vec k = magnitude < vec_of(4.0f) ? magnitude : 0.5f * magnitude + 2.0f;
-    k = magnitude < vec_of(8.0f) ? k : 0.25f * magnitude + 4.0f;
-    k += v < vec_of(0.0f) ? vec_of(8.0f) : vec_of(0.0f);
-    return __builtin_convertvector(k, Whole);
+  // sum(importance * (position - value / factor)^2) in kChains parts, each of every eighth weight.
+  void measure(int b, float factor, float* chains) const {
+    const float back = 1.0f / factor;
+    Vec total[kChains / kWide] = {};
+    for (int i = kSize * b; i < kSize * (b + 1); i += kChains) {
+      for (int v = 0; v < kChains / kWide; ++v) {
+        const Vec x = vec_at(position_ + i + v * kWide);
+        const Vec off = x - value(x * factor) * back;
+        total[v] += vec_at(share_ + i + v * kWide) * off * off;
+      }
+    }
+    for (int v = 0; v < kChains / kWide; ++v) put(chains + v * kWide, total[v]);
   }
-};
 
-// The scale with the smallest error of `count` powers of two downwards from the least that leaves every weight within
-// reach. The largest exponent that gives finite weights is 252.
-class Mxfp4Blocks {
- public:
-  enum : int { kBlocks = 8, kMostExponent = 252 };
-
-  uint8_t e[kBlocks];
-  uint8_t code[kPanelSize];
-
-  void quantise(const float* weights, const float* importance, int pairs) {
-    panel_.load(weights, importance);
-    alignas(64) float scale[2][kBlocks], index[kBlocks];
-    Vec least[kBlocks / kWide], best[kBlocks / kWide];
+  static void sum_chains(const float (*chains)[kChains], float* sum) {
+    alignas(64) float turned[kChains][kBlocks];
+    for (int b = 0; b < kBlocks; b += 4) {
+      for (int k = 0; k < kChains; k += 4) transpose_4(&chains[b][k], kChains, &turned[k][b], kBlocks);
+    }
     for (int lane = 0; lane < kBlocks; lane += kWide) {
-      least[lane / kWide] = vec_of(3e38f);
-      best[lane / kWide] = vec_of(0.0f);
+      Vec total = vec_at(&turned[0][lane]);
+      for (int k = 1; k < kChains; ++k) total += vec_at(&turned[k][lane]);
+      put(sum + lane, total);
     }
-    for (int t = 0; t < 2 * pairs; t += 2) {
-      for (int b = 0; b < kBlocks; ++b) {
-        for (int k = 0; k < 2; ++k) scale[k][b] = scale_of(exponent(b, t + k), b);
-      }
-      for (int lane = 0; lane < kBlocks; lane += kWide) {
-        const Vec d_0 = vec_at(scale[0] + lane), d_1 = vec_at(scale[1] + lane);
-        const ScaleSums sums = measure_scales<Mxfp4ValueSet>(panel_, lane, inverse_of(d_0), inverse_of(d_1));
-        const Vec loss_0 = d_0 * (d_0 * sums.square[0] - 2.0f * sums.along[0]);
-        const Vec loss_1 = d_1 * (d_1 * sums.square[1] - 2.0f * sums.along[1]);
-        keep(loss_0, static_cast<float>(t), &least[lane / kWide], &best[lane / kWide]);
-        keep(loss_1, static_cast<float>(t + 1), &least[lane / kWide], &best[lane / kWide]);
-      }
+  }
+
+  // Codes 0 .. 7 are 0, 1, 2, 3, 4, 6, 8, 12; eight more for a minus.
+  Whole code_of(Vec x) const {
+    const Vec v = magnitude_of(value(x));
+    // From 2 on, the exponent and the highest bit of the mantissa count the values.
+    const Whole counted = (reinterpret_cast<Whole>(v) >> 22) - 254;
+    const Whole small = __builtin_convertvector(v, Whole);
+    return (v < vec_of(2.0f) ? small : counted) | ((reinterpret_cast<Whole>(x) >> 28) & 8);
+  }
+
+  void join_codes(int b, float factor, int32_t* to) const {
+    for (int i = 0; i < kPair; i += kWide) {
+      const float* x = position_ + kSize * b + i;
+      const Whole pair = code_of(vec_at(x) * factor) | code_of(vec_at(x + kPair) * factor) << 4;
+      memcpy(to + i, &pair, sizeof pair);
     }
-    for (int lane = 0; lane < kBlocks; lane += kWide) put(index + lane, best[lane / kWide]);
-    for (int b = 0; b < kBlocks; ++b) {
-      e[b] = static_cast<uint8_t>(exponent(b, static_cast<int>(index[b])));
-      scale[0][b] = scale_of(e[b], b);
-    }
-    codes_at<Mxfp4ValueSet>(panel_, scale[0], code);
   }
 
- private:
-  static void keep(Vec loss, float number, Vec* least, Vec* best) {
-    const Whole better = loss < *least;
-    *least = better ? loss : *least;
-    *best = better ? vec_of(number) : *best;
-  }
-
-  // The largest weight is 2 .. 4 in scaled units; 2^-1 brings it to 4 .. 8 and 2^-2 to 8 .. 16.
-  int exponent(int b, int trial) const {
-    const int wanted = panel_.exponent[b] + 128 - 1 - trial;
-    return panel_.zero[b] || wanted < 0 ? 0 : (wanted < kMostExponent ? wanted : kMostExponent);
-  }
-
-  // Scaled units. Past 2^127 everything rounds to zero anyway.
-  float scale_of(int some, int b) const {
-    const int power = some - 128 - panel_.exponent[b];
-    return PowerOfTwo(power < 127 ? power : 127).times(1.0f);
-  }
-
-  Panel<kBlocks, kBlocks> panel_;
+  const Limits limits_ = Limits(-12.0f, 12.0f);
+  alignas(64) float position_[kPanelSize];  // the weights at the first exponent
+  alignas(64) float share_[kPanelSize];     // importance, scaled by a power of two
 };
 
 bool pack_mxfp4(const float* w, const float* importance, int64_t cols, Effort effort, uint8_t* blocks) {
   Mxfp4Blocks from;
-  const int pairs = effort == Effort::kBest ? 2 : 1;
+  const int trials = effort == Effort::kBest ? 4 : 2;
   return for_each_panel<Mxfp4>(w, importance, cols, blocks, [&](const float* v, const float* a, Mxfp4* to, int count) {
-    from.quantise(v, a, pairs);
+    from.quantise(v, a, trials);
     for (int b = 0; b < count; ++b) {
       to[b].e = from.e[b];
-      store_halves(from.code + 32 * b, to[b].code);
+      memcpy(to[b].code, from.code + 16 * b, sizeof to[b].code);
     }
     return true;
   });
