@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+import exhaustive_pack
 import ggml_rival
 import lutkern
 from conftest import PACKABLE
@@ -22,6 +23,8 @@ LINES = [f for f in INTEGER_PACKABLE if f.name in ("q2_k", "q3_k", "q4_k", "q5_k
 """Two or three real numbers make a weight, so several blocks mean nearly the same: packing again may pick another."""
 EXACT = [f for f in INTEGER_PACKABLE if f not in LINES]
 FLOATS = {"f32": np.float32, "f16": np.float16, "bf16": ml_dtypes.bfloat16}
+
+EFFORTS = ("fast", "default", "best")
 
 integer_packable = pytest.mark.parametrize("target", INTEGER_PACKABLE, ids=str)
 
@@ -87,6 +90,34 @@ def test_float_formats_round_to_nearest_even(name):
     w = np.where(np.isfinite(bits) & (np.abs(bits) < 65504), bits, ties.astype(np.float32))
     expected = np.ascontiguousarray(w.astype(FLOATS[name])).view(np.uint8)
     np.testing.assert_array_equal(lutkern.pack(w, name).blocks(), expected)
+
+
+def scale_of(t: lutkern.PackedTensor) -> float:
+    """d of the first block."""
+    block = t.blocks()[0]
+    if t.format.name != "iq1_m":
+        return float(block[:2].view(np.float16)[0])
+    words = block[-8:].view(np.uint16)
+    bits = sum(int(word >> 12) << (4 * k) for k, word in enumerate(words))
+    return float(np.uint16(bits).view(np.float16))
+
+
+@pytest.mark.parametrize("name", exhaustive_pack.BOOKS)
+def test_best_is_near_what_an_exhaustive_search_finds(name):
+    ratios = []
+    for seed, weights in enumerate([gaussian, laplace]):
+        w, a = weights(1, 256, seed=seed), lognormal(256, seed=seed)
+        t = lutkern.pack(w, name, importance=a, effort="best")
+        ratios.append(error(w, t, a) / exhaustive_pack.smallest_error(name, w[0], a, scale_of(t)))
+    assert min(ratios) > 1 - 1e-4  # d of odd numbers is not tried
+    assert max(ratios) < 1.03
+
+
+@integer_packable
+def test_more_effort_is_less_error(target):
+    w, a = like_a_model(48, 1024, seed=20), lognormal(1024, seed=20)
+    fast, default, best = (error(w, lutkern.pack(w, target, importance=a, effort=e), a) for e in EFFORTS)
+    assert best <= default <= fast
 
 
 # ---- what is kept exactly ----
@@ -190,9 +221,6 @@ def test_threads_change_nothing(packable):
     one, two, all_of_them = (lutkern.pack(w, packable, importance=a, threads=n).blocks() for n in (1, 2, None))
     np.testing.assert_array_equal(one, two)
     np.testing.assert_array_equal(one, all_of_them)
-
-
-EFFORTS = ("fast", "default", "best")
 
 
 @pytest.mark.parametrize("effort", EFFORTS)

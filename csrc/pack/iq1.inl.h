@@ -8,17 +8,22 @@
 struct GridIq1 {
   enum : int { kRows = 2048, kDims = 8, kLevels = 3, kKeys = 81, kSigned = 0, kParity = 0, kVariants = 2 };
   static constexpr float kLevel[2][3] = {{-0.875f, 0.125f, 1.125f}, {-1.125f, -0.125f, 0.875f}};
-  static constexpr ScaleUnits kUnits = {0.5f, 2.0f, 7};
+  static constexpr GridUnits kUnits = {0.5f, 2.0f, 7};
   static int level_of(uint8_t code) { return static_cast<int8_t>(code) + 1; }
   static const auto& codebook() { return kIq1Grid; }
 };
 
 struct GridIq1S : GridIq1 {
   using Block = Iq1S;
-  enum : int { kSubs = 8, kVariantPerGroup = 0, kEstimates = 7, kTrials = 1 };
-  static constexpr float kUsualScale = 1.2f, kFirstTrial = 1.03f, kTrialStep = 1.0f;
+  enum : int { kSubs = 8, kVariantPerGroup = 0 };
+  static constexpr float kUsualScale = 1.2f;
+  static constexpr GridEffort kEffort[3] = {
+      {7, 1, 1.03f, 1.0f, 0, 1, 1, 1, false, true},   // default
+      {7, 1, 1.03f, 1.0f, 0, 1, 1, 1, false, false},  // fast
+      {11, 4, 0.9f, 1.1f, 2, 1, 4, 2, false, true},   // best
+  };
 
-  static void store(const GridBlock<GridIq1S>& from, Block* to) {
+  static void store(const GridBlock<GridIq1S>::Result& from, Block* to) {
     store_u16(to->d, from.half);
     for (int i = 0; i < 32; ++i) to->index[i] = static_cast<uint8_t>(from.row[i]);
     for (int b = 0; b < 8; ++b) {
@@ -32,10 +37,15 @@ struct GridIq1S : GridIq1 {
 
 struct GridIq1M : GridIq1 {
   using Block = Iq1M;
-  enum : int { kSubs = 16, kVariantPerGroup = 1, kEstimates = 7, kTrials = 2 };
-  static constexpr float kUsualScale = 1.2f, kFirstTrial = 0.95f, kTrialStep = 1.15f;
+  enum : int { kSubs = 16, kVariantPerGroup = 1 };
+  static constexpr float kUsualScale = 1.2f;
+  static constexpr GridEffort kEffort[3] = {
+      {7, 2, 0.95f, 1.15f, 1, 1, 1, 2, false, false},  // default
+      {7, 1, 1.03f, 1.0f, 0, 1, 1, 1, false, false},   // fast
+      {11, 4, 0.9f, 1.1f, 2, 2, 4, 2, false, true},    // best
+  };
 
-  static void store(const GridBlock<GridIq1M>& from, Block* to) {
+  static void store(const GridBlock<GridIq1M>::Result& from, Block* to) {
     for (int i = 0; i < 32; ++i) to->index[i] = static_cast<uint8_t>(from.row[i]);
     for (int k = 0; k < 16; ++k) {
       const int low = from.row[2 * k] >> 8 | from.variant[2 * k] << 3;

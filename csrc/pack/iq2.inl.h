@@ -16,13 +16,16 @@ struct GridIq2 {
     kSigned = 1,
     kParity = kSevenSigns,
     kVariants = 1,
-    kVariantPerGroup = 0,
-    kEstimates = 11,
-    kTrials = 3
+    kVariantPerGroup = 0
   };
   static constexpr float kLevel[1][3] = {{8.0f, 25.0f, 43.0f}};
-  static constexpr ScaleUnits kUnits = {0.5f, 0.25f, 15};
-  static constexpr float kUsualScale = 0.045f, kFirstTrial = 0.9f, kTrialStep = 1.15f;
+  static constexpr GridUnits kUnits = {0.5f, 0.25f, 15};
+  static constexpr float kUsualScale = 0.045f;
+  static constexpr GridEffort kEffort[3] = {
+      {11, 3, 0.9f, 1.15f, 1, 1, 1, 1, true, false},  // default
+      {9, 1, 1.03f, 1.0f, 0, 1, 1, 1, false, false},  // fast
+      {15, 6, 0.8f, 1.1f, 2, 2, 4, 2, true, false},   // best
+  };
   static int level_of(uint8_t code) { return code == 8 ? 0 : code == 25 ? 1 : 2; }
 };
 
@@ -34,7 +37,7 @@ void store_scales(const int* code, Block* to) {
 struct GridIq2Xxs : GridIq2<256, 8, 1> {
   using Block = Iq2Xxs;
   static const auto& codebook() { return kIq2XxsGrid; }
-  static void store(const GridBlock<GridIq2Xxs>& from, Block* to) {
+  static void store(const GridBlock<GridIq2Xxs>::Result& from, Block* to) {
     store_u16(to->d, from.half);
     for (int b = 0; b < 8; ++b) {
       uint32_t word = static_cast<uint32_t>(from.scale_code[b]) << 28;
@@ -50,7 +53,7 @@ struct GridIq2Xxs : GridIq2<256, 8, 1> {
 struct GridIq2Xs : GridIq2<512, 16, 1> {
   using Block = Iq2Xs;
   static const auto& codebook() { return kIq2XsGrid; }
-  static void store(const GridBlock<GridIq2Xs>& from, Block* to) {
+  static void store(const GridBlock<GridIq2Xs>::Result& from, Block* to) {
     store_u16(to->d, from.half);
     for (int i = 0; i < 32; ++i) store_u16(to->word[i], from.row[i] | (from.signs[i] & 127u) << 9);
     store_scales(from.scale_code, to);
@@ -60,7 +63,7 @@ struct GridIq2Xs : GridIq2<512, 16, 1> {
 struct GridIq2S : GridIq2<1024, 16, 0> {
   using Block = Iq2S;
   static const auto& codebook() { return kIq2SGrid; }
-  static void store(const GridBlock<GridIq2S>& from, Block* to) {
+  static void store(const GridBlock<GridIq2S>::Result& from, Block* to) {
     store_u16(to->d, from.half);
     for (int k = 0; k < 8; ++k) {
       int high = 0;

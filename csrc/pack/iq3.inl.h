@@ -11,14 +11,19 @@ struct GridIq3 {
 
 struct GridIq3Xxs : GridIq3 {
   using Block = Iq3Xxs;
-  enum : int { kRows = 256, kParity = 1, kEstimates = 1, kTrials = 6 };
+  enum : int { kRows = 256, kParity = 1 };
   static constexpr float kLevel[1][8] = {{4.0f, 12.0f, 20.0f, 28.0f, 36.0f, 44.0f, 52.0f, 62.0f}};
-  static constexpr ScaleUnits kUnits = {0.5f, 0.5f, 15};
-  static constexpr float kUsualScale = 0.036f, kFirstTrial = 0.75f, kTrialStep = 1.16f;
+  static constexpr GridUnits kUnits = {0.5f, 0.5f, 15};
+  static constexpr float kUsualScale = 0.036f;
+  static constexpr GridEffort kEffort[3] = {
+      {11, 4, 0.85f, 1.13f, 0, 1, 1, 1, true, false},  // default
+      {7, 2, 0.9f, 1.2f, 0, 1, 1, 1, false, false},    // fast
+      {15, 8, 0.8f, 1.07f, 2, 2, 4, 2, true, false},   // best
+  };
   static int level_of(uint8_t code) { return code == 62 ? 7 : code / 8; }
   static const auto& codebook() { return kIq3XxsGrid; }
 
-  static void store(const GridBlock<GridIq3Xxs>& from, Block* to) {
+  static void store(const GridBlock<GridIq3Xxs>::Result& from, Block* to) {
     store_u16(to->d, from.half);
     for (int i = 0; i < 64; ++i) to->index[i] = static_cast<uint8_t>(from.row[i]);
     for (int b = 0; b < 8; ++b) {
@@ -31,14 +36,19 @@ struct GridIq3Xxs : GridIq3 {
 
 struct GridIq3S : GridIq3 {
   using Block = Iq3S;
-  enum : int { kRows = 512, kParity = 0, kEstimates = 11, kTrials = 4 };
+  enum : int { kRows = 512, kParity = 0 };
   static constexpr float kLevel[1][8] = {{1.0f, 3.0f, 5.0f, 7.0f, 9.0f, 11.0f, 13.0f, 15.0f}};
-  static constexpr ScaleUnits kUnits = {0.5f, 2.0f, 15};
-  static constexpr float kUsualScale = 0.145f, kFirstTrial = 0.85f, kTrialStep = 1.13f;
+  static constexpr GridUnits kUnits = {0.5f, 2.0f, 15};
+  static constexpr float kUsualScale = 0.145f;
+  static constexpr GridEffort kEffort[3] = {
+      {11, 3, 0.9f, 1.15f, 1, 1, 1, 1, false, false},   // default
+      {11, 2, 0.95f, 1.15f, 0, 1, 1, 1, false, false},  // fast
+      {15, 8, 0.8f, 1.07f, 2, 4, 4, 2, false, false},   // best
+  };
   static int level_of(uint8_t code) { return code / 2; }
   static const auto& codebook() { return kIq3SGrid; }
 
-  static void store(const GridBlock<GridIq3S>& from, Block* to) {
+  static void store(const GridBlock<GridIq3S>::Result& from, Block* to) {
     store_u16(to->d, from.half);
     for (int k = 0; k < 8; ++k) {
       int high = 0;

@@ -163,9 +163,7 @@ class Mxfp4Blocks {
  private:
   enum : int { kChains = 8, kMostExponent = 252 };
 
-  static int bounded(int exponent) {
-    return exponent < 0 ? 0 : (exponent < kMostExponent ? exponent : kMostExponent);
-  }
+  static int bounded(int exponent) { return exponent < 0 ? 0 : (exponent < kMostExponent ? exponent : kMostExponent); }
 
   void load(int b, const float* w, const PowerOfTwo& factor) {
     for (int i = kSize * b; i < kSize * (b + 1); i += kWide) {

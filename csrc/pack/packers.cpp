@@ -8,9 +8,9 @@ namespace lutkern {
 const PackKernels* pack_kernels(const char* isa) {
   static constexpr const PackKernels* kRows[] = {
 #if defined(LUTKERN_HAVE_AVX2)
-      &kAvx2PackKernels,
+    &kAvx2PackKernels,
 #endif
-      &kScalarPackKernels,
+    &kScalarPackKernels,
   };
   for (const PackKernels* row : kRows) {
     if (strcmp(row->name, isa) == 0) return row;

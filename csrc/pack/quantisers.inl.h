@@ -9,9 +9,11 @@ constexpr Packer packer_of() {
 
 #include "block_input.inl.h"
 
-#include "scale_fit.inl.h"
+#include "lanes.inl.h"
 
 #include "grid_search.inl.h"
+
+#include "grid_scale.inl.h"
 
 #include "grid_block.inl.h"
 

@@ -12,6 +12,7 @@ from . import reference
 from ._core import version as __version__
 from .formats import Format, formats
 from .gguf import open_gguf, write_gguf
+from .importance import Importance
 from .moe import moe
 from .ops import dequantize, matmul, matvec, pack
 from .runtime import (
@@ -32,6 +33,7 @@ from .tensor import PackedTensor
 __all__ = [
     "Device",
     "Format",
+    "Importance",
     "PackedTensor",
     "__version__",
     "dequantize",

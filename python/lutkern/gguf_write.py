@@ -73,7 +73,7 @@ def write_gguf(
     field = f"write_gguf: metadata {ARCHITECTURE!r}"
     if not isinstance(architecture, str) or not architecture:
         raise ValueError(f"{field} is {architecture!r}, expected a non-empty str")
-    target, part = _target_and_part(os.fspath(path))
+    target, part = target_and_part("write_gguf", os.fspath(path))
     writer = gguf.GGUFWriter(part, _utf8(architecture, field))
     try:
         _write(writer, tensors, metadata)
@@ -85,14 +85,14 @@ def write_gguf(
         raise
 
 
-def _target_and_part(path: str) -> tuple[str, str]:
-    """Name the file and the temporary file beside it."""
+def target_and_part(operation: str, path: str) -> tuple[str, str]:
+    """Name the file and the temporary file beside it; OSError if there can be none."""
     target = os.path.abspath(path)
     folder, name = os.path.split(target)
     if not os.path.isdir(folder):
-        raise FileNotFoundError(errno.ENOENT, "write_gguf: the folder does not exist", folder)
+        raise FileNotFoundError(errno.ENOENT, f"{operation}: the folder does not exist", folder)
     if os.path.isdir(target):
-        raise IsADirectoryError(errno.EISDIR, "write_gguf: is a folder, expected a file name", target)
+        raise IsADirectoryError(errno.EISDIR, f"{operation}: is a folder, expected a file name", target)
     return target, os.path.join(folder, f".{name[:100]}.{secrets.token_hex(4)}.part")
 
 

@@ -1,0 +1,149 @@
+"""Speed and error of packing, lutkern beside ggml: python bench/pack_speed.py [--out FILE.csv]
+
+Every format that both can pack, on the matrices of pack_matrices.py. The two take turns; the time of one thread is its
+CPU time, that of all threads is wall time; best and median of several runs, in million weights per second. The error is
+sum(importance * (w - decoded)^2), as a ratio of lutkern's to ggml's. The last lines are, per format and effort, the
+speeds over the whole test set and the mean and the worst ratio of errors.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import os
+import platform
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import lutkern
+from pack_matrices import Case, cases
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+
+import ggml_rival
+
+EFFORTS = ("fast", "default", "best")
+
+
+def seconds(run: Callable[[], object], clock: Callable[[], float]) -> float:
+    """Return how long one run takes."""
+    start = clock()
+    run()
+    return clock() - start
+
+
+def ggml_on(pool: ThreadPoolExecutor, threads: int, case: Case, fmt: lutkern.Format) -> None:
+    """Pack with ggml, an equal share of the rows on each thread."""
+    parts = np.array_split(case.w, threads)
+    list(pool.map(lambda part: ggml_rival.pack(part, fmt, case.importance), parts))
+
+
+def error(case: Case, t: lutkern.PackedTensor) -> float:
+    """Return the importance-weighted squared error."""
+    return float(np.square(case.w.astype(np.float64) - lutkern.dequantize(t)).sum(0) @ case.importance)
+
+
+def measure(case: Case, fmt: lutkern.Format, runs: int, threads: int, pool: ThreadPoolExecutor) -> list[dict[str, Any]]:
+    """One row for each effort."""
+    packers: dict[str, tuple[Callable[[], object], Callable[[], object]]] = {
+        "ggml": (lambda: ggml_rival.pack(case.w, fmt, case.importance), lambda: ggml_on(pool, threads, case, fmt))
+    }
+    for effort in EFFORTS:
+        packers[effort] = tuple(  # type: ignore[assignment]
+            lambda e=effort, n=n: lutkern.pack(case.w, fmt, importance=case.importance, effort=e, threads=n)
+            for n in (1, threads)
+        )
+    one, every = defaultdict(list), defaultdict(list)
+    for _ in range(runs):
+        for who, (alone, together) in packers.items():
+            one[who].append(seconds(alone, time.thread_time))
+            every[who].append(seconds(together, time.perf_counter))
+    theirs = error(case, ggml_rival.pack(case.w, fmt, case.importance))
+    rows = []
+    for effort in EFFORTS:
+        row: dict[str, Any] = {"format": fmt.name, "effort": effort, "matrix": case.matrix}
+        row |= {"importance": case.importance_name, "weights": case.w.size}
+        for who, name in ((effort, "lutkern"), ("ggml", "ggml")):
+            row |= {f"{name}_seconds": min(one[who]), f"{name}_seconds_median": float(np.median(one[who]))}
+            row |= {f"{name}_seconds_all": min(every[who]), f"{name}_seconds_all_median": float(np.median(every[who]))}
+        ours = error(case, lutkern.pack(case.w, fmt, importance=case.importance, effort=effort))
+        rows.append(row | {"lutkern_error": ours, "ggml_error": theirs, "error_ratio": ours / theirs})
+    return rows
+
+
+def summary(rows: list[dict[str, Any]]) -> list[str]:
+    """A table over the whole test set, one line for each format and effort."""
+    groups = defaultdict(list)
+    for row in rows:
+        groups[row["format"], row["effort"]].append(row)
+    lines = ["| format | effort | M weights/s, 1 thread: lutkern | ggml | ratio | all threads: lutkern | ggml | ratio | error ratio, mean | worst |"]
+    lines.append("|---|---|---|---|---|---|---|---|---|---|")
+    for (fmt, effort), group in groups.items():
+        weights = sum(row["weights"] for row in group) / 1e6
+        cells = [fmt, effort]
+        for suffix in ("", "_all"):
+            ours, theirs = (weights / sum(row[f"{who}_seconds{suffix}"] for row in group) for who in ("lutkern", "ggml"))
+            cells += [f"{ours:.1f}", f"{theirs:.1f}", f"{ours / theirs:.1f}x"]
+        ratios = [row["error_ratio"] for row in group]
+        lines.append("| " + " | ".join([*cells, f"{np.mean(ratios):.3f}", f"{max(ratios):.3f}"]) + " |")
+    return lines
+
+
+def environment(threads: int) -> dict[str, Any]:
+    """What the figures depend on."""
+    cpu = platform.processor()
+    if Path("/proc/cpuinfo").exists():
+        found = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+        cpu = found[0].partition(":")[2].strip() if found else cpu
+    packages = {name: version(name) for name in ("lutkern", "numpy", "libggml-python")}
+    return {
+        "cpu": cpu,
+        "cores": os.cpu_count(),
+        "threads": threads,
+        "kernels": lutkern.supports("iq1_m", "pack"),
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "packages": packages,
+        "date": time.strftime("%Y-%m-%d"),
+    }
+
+
+def main() -> None:
+    """Measure, print, and write the record."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, help="write the rows as CSV, the environment beside it as JSON")
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--formats", help="names, separated by commas (default: all that both can pack)")
+    options = parser.parse_args()
+    threads = lutkern.num_threads()
+    wanted = options.formats.split(",") if options.formats else None
+    formats = [f for f in lutkern.formats() if f.can_pack and not f.is_float and f.name != "mxfp4"]
+    rows: list[dict[str, Any]] = []
+    test_set = list(cases())
+    with ThreadPoolExecutor(threads) as pool:
+        for fmt in formats:
+            if wanted is None or fmt.name in wanted:
+                for case in test_set:
+                    rows += measure(case, fmt, options.runs, threads, pool)
+                print(f"{fmt.name} done", file=sys.stderr, flush=True)
+    print("\n".join(summary(rows)))
+    if options.out:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        with open(options.out, "w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+        options.out.with_suffix(".json").write_text(json.dumps(environment(threads), indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
