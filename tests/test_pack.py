@@ -186,7 +186,7 @@ def test_powers_of_two_pass_through(target, exponent, seed):
     np.testing.assert_array_equal(scaled, np.ldexp(lutkern.dequantize(lutkern.pack(w, target)), exponent))
 
 
-@pytest.mark.parametrize("name", ["iq2_xxs", "iq2_xs", "iq2_s", "iq3_xxs", "iq3_s", "tq1_0", "tq2_0", "q8_0"])
+@pytest.mark.parametrize("name", ["iq2_xxs", "iq2_xs", "iq2_s", "iq3_xxs", "iq3_s", "tq1_0", "tq2_0", "mxfp4", "q8_0"])
 def test_minus_passes_through(name):
     w = gaussian(8, 512, seed=6)
     np.testing.assert_array_equal(

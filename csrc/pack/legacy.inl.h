@@ -137,6 +137,10 @@ class Mxfp4Blocks {
       load_share(b, importance, PowerOfTwo(-exponent_of(largest_magnitude(importance + kSize * b, kSize))));
     }
     alignas(64) float least[kBlocks], best[kBlocks], best_trial[kBlocks] = {};
+    for (int b = 0; b < kBlocks; ++b) {
+      least[b] = 3e38f;
+      best[b] = 1.0f;
+    }
     for (int t = 0; t < trials; ++t) {
       alignas(64) float factor[kBlocks], chains[kBlocks][kChains], found[kBlocks];
       for (int b = 0; b < kBlocks; ++b) {
@@ -145,10 +149,10 @@ class Mxfp4Blocks {
       }
       sum_chains(chains, found);
       for (int lane = 0; lane < kBlocks; lane += kWide) {
-        const Vec loss = vec_at(found + lane), before = t ? vec_at(least + lane) : vec_of(3e38f);
+        const Vec loss = vec_at(found + lane), before = vec_at(least + lane);
         const Whole better = loss < before;
         put(least + lane, better ? loss : before);
-        put(best + lane, better ? vec_at(factor + lane) : (t ? vec_at(best + lane) : vec_of(1.0f)));
+        put(best + lane, better ? vec_at(factor + lane) : vec_at(best + lane));
         put(best_trial + lane, better ? vec_of(static_cast<float>(t)) : vec_at(best_trial + lane));
       }
     }

@@ -114,8 +114,9 @@ struct LineFit {
   Line line;
   LineSums sums;
 
+  // Better by more than rounding: of lines that are equally good the first one stays, which starts at the lowest weight.
   void consider(Vec found, const Line& some, const LineSums& some_sums) {
-    const Whole better = found > gain;
+    const Whole better = found > gain * 1.0000003f;
     gain = better ? found : gain;
     line.scale = better ? some.scale : line.scale;
     line.offset = better ? some.offset : line.offset;
