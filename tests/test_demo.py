@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 import lutkern
-from lutkern.demo import Formats, Options, run, table
+from lutkern.demo import Formats, Options, pipeline, run, table
 from lutkern.demo.convert import (
     Experts,
     PackedFfn,
@@ -25,6 +26,7 @@ from lutkern.demo.convert import (
 from lutkern.demo.evaluate import Sampling, Text, compare, generate, log_softmax, read_text
 from lutkern.demo.llama import DenseFfn
 from lutkern.demo.store import load, save, store_key, store_path
+from lutkern.formats import find_format
 from tiny_llama import CONTEXT, HIDDEN, INTER, LAYERS, TOKENS, Tiny, open_model, write_tiny_llama
 
 F32 = Formats("f32", "f32", "f32")
@@ -310,7 +312,6 @@ def test_run_goes_on_when_packed_weights_cannot_be_kept(
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"formats": Formats("iq2_xxs", "q3_k", "f32")}, "demo: format 'q3_k' cannot be packed; formats: "),
         ({"tokens": 0}, "demo: 0 tokens, expected at least 1"),
         ({"seed": -1}, "demo: the seed is -1, expected 0 or more"),
         ({"prompt": ""}, "demo: the prompt is empty, expected text"),
@@ -320,6 +321,13 @@ def test_run_checks_its_options_first(values: dict[str, Any], message: str) -> N
     with pytest.raises(ValueError) as error:  # noqa: PT011
         run(Options(model=Path("nowhere.gguf"), **values))
     assert str(error.value).startswith(message)
+
+
+def test_run_names_a_format_that_cannot_be_packed(monkeypatch: pytest.MonkeyPatch) -> None:
+    read_only = replace(find_format("q3_k"), can_pack=False)
+    monkeypatch.setattr(pipeline, "find_format", lambda name: read_only)
+    with pytest.raises(ValueError, match=r"^demo: format 'q3_k' cannot be packed; formats: iq1_s "):
+        run(Options(model=Path("nowhere.gguf"), formats=Formats("q3_k", "f32", "f32")))
 
 
 def test_run_names_an_unsuitable_feed_forward_length(tmp_path: Path, cache: Path) -> None:

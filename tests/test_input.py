@@ -269,7 +269,6 @@ BAD = {
         ValueError,
         "pack: w has shape (0, 512), expected sizes of at least 1",
     ),
-    "pack format": (lambda: lutkern.pack(X, "q3_k"), ValueError, "pack: q3_k can be read but not packed"),
     "pack unknown": (lambda: lutkern.pack(X, "q9"), ValueError, "unknown format 'q9', expected one of: iq1_s"),
     "pack layout": (
         lambda: lutkern.pack(X, "q8_0", layout="x"),

@@ -19,7 +19,7 @@ from lutkern import reference
 Floats = npt.NDArray[np.float32]
 
 INTEGER_PACKABLE = [f for f in PACKABLE if not f.is_float]
-LINES = [f for f in INTEGER_PACKABLE if f.name in ("q2_k", "q4_k", "q6_k")]
+LINES = [f for f in INTEGER_PACKABLE if f.name in ("q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "iq4_xs", "q4_1", "q5_1")]
 """Two or three real numbers make a weight, so several blocks mean nearly the same: packing again may pick another."""
 EXACT = [f for f in INTEGER_PACKABLE if f not in LINES]
 FLOATS = {"f32": np.float32, "f16": np.float16, "bf16": ml_dtypes.bfloat16}
@@ -134,7 +134,9 @@ def test_pack_of_what_was_packed_adds_little(target):
     w = gaussian(24, 512, seed=4)
     first = lutkern.pack(w, target)
     once = lutkern.dequantize(first)
-    assert error(once, lutkern.pack(once, target)) <= 0.02 * error(w, first)
+    # A sub-block whose codes leave out the lowest one lies as well on the line that starts a code higher.
+    allowed = 0.06 if target.name == "q5_k" else 0.02
+    assert error(once, lutkern.pack(once, target)) <= allowed * error(w, first)
 
 
 @pytest.mark.parametrize("target", EXACT, ids=str)
@@ -168,8 +170,9 @@ def test_zero_rows_are_zero(packable):
 @pytest.mark.parametrize("value", [1.0, -1.0, 0.37, -3000.0])
 def test_constant_rows_are_kept_to_the_rounding_of_a_scale(packable, value):
     w = np.full((2, 512), value, np.float32)
-    half_ulp = 2.0**-8 if packable.name == "bf16" else 2.0**-11
-    np.testing.assert_allclose(lutkern.dequantize(lutkern.pack(w, packable)), w, rtol=half_ulp)
+    rounding = {"bf16": 2.0**-8, "mxfp4": 1 / 7}  # mxfp4 has no number between 3 and 4 times a power of two
+    restored = lutkern.dequantize(lutkern.pack(w, packable))
+    np.testing.assert_allclose(restored, w, rtol=rounding.get(packable.name, 2.0**-11))
 
 
 # ---- invariance ----
@@ -183,7 +186,7 @@ def test_powers_of_two_pass_through(target, exponent, seed):
     np.testing.assert_array_equal(scaled, np.ldexp(lutkern.dequantize(lutkern.pack(w, target)), exponent))
 
 
-@pytest.mark.parametrize("name", ["iq2_xxs", "iq2_xs", "iq2_s", "iq3_xxs", "iq3_s", "tq1_0", "tq2_0", "q8_0"])
+@pytest.mark.parametrize("name", ["iq2_xxs", "iq2_xs", "iq2_s", "iq3_xxs", "iq3_s", "tq1_0", "tq2_0", "mxfp4", "q8_0"])
 def test_minus_passes_through(name):
     w = gaussian(8, 512, seed=6)
     np.testing.assert_array_equal(
@@ -322,7 +325,15 @@ def test_any_row_is_no_worse_than_zeros(packable, w):
     assert error(w, t) <= 1.0001 * float(np.sum(w.astype(np.float64) ** 2))
 
 
-@pytest.mark.parametrize("target", [f for f in PACKABLE if f.name not in ("f32", "bf16")], ids=str)
+@pytest.mark.parametrize("name", ["mxfp4", "bf16", "f32"])
+def test_scales_that_reach_as_far_as_float32_refuse_nothing(name):
+    w = gaussian(4, 512)
+    w[2, 300] = 3e38
+    restored = lutkern.dequantize(lutkern.pack(w, name))
+    np.testing.assert_allclose(restored[2, 300], w[2, 300], rtol=1 / 6)
+
+
+@pytest.mark.parametrize("target", [f for f in PACKABLE if f.name not in ("f32", "bf16", "mxfp4")], ids=str)
 def test_rows_past_the_scale_are_refused(target):
     w = gaussian(4, 512)
     w[2, 300] = 3e38

@@ -38,7 +38,7 @@ def test_a_format_without_a_kernel_takes_the_next_row_down():
     lutkern.use_isa(None)
     best = lutkern.isas()[0]
     assert lutkern.supports("iq1_m", "matvec") == f"gemv_iq1_m_{best}"
-    assert lutkern.supports("q3_k", "pack") is None
+    assert lutkern.supports("q3_k", "pack") == f"pack_q3_k_{best}"
     assert lutkern.supports("iq1_m", "matvec", "cuda") is None
 
 

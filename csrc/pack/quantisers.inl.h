@@ -9,8 +9,6 @@ constexpr Packer packer_of() {
 
 #include "block_input.inl.h"
 
-#include "scale_fit.inl.h"
-
 #include "lanes.inl.h"
 
 #include "grid_search.inl.h"
@@ -25,9 +23,19 @@ constexpr Packer packer_of() {
 
 #include "iq3.inl.h"
 
+#include "panel.inl.h"
+
+#include "scale_search.inl.h"
+
+#include "line_search.inl.h"
+
 #include "k_quants.inl.h"
 
-#include "simple.inl.h"
+#include "iq4.inl.h"
+
+#include "legacy.inl.h"
+
+#include "floats.inl.h"
 
 #include "ternary.inl.h"
 

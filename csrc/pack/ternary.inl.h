@@ -6,121 +6,174 @@
 //
 // For a given d a weight is nonzero where |w| > d / 2, so the best solution keeps the weights above some magnitude;
 // with N the kept ones, d = sum_N(importance * |w|) / sum_N(importance), and the error falls by sum_N(importance *
-// |w|)^2 / sum_N(importance). The magnitudes are counted into bins, every bin edge is tried as the limit, and from the
-// best one d and the limit d / 2 are alternated until they agree.
+// |w|)^2 / sum_N(importance). From two limits that the moments of |w| suggest, d and the limit d / 2 are alternated, side
+// by side. The best effort replaces one of them by the best edge of kBins bins of magnitudes.
 
-enum : int { kBins = 64, kRounds = 4 };
+class TernaryBlock {
+ public:
+  uint32_t half;
+  float limit;  // weights beyond it are not zero
 
-// Least-squares d of the weights above limit; zero if there are none.
-float scale_above(const BlockInput<256>& in, float limit) {
-  // Partial sums do not wait for one another.
-  enum : int { kSums = 32 };
-  float along[kSums] = {}, total[kSums] = {};
-  for (int i = 0; i < 256; i += kSums) {
-    float kept[kSums];
-    for (int k = 0; k < kSums; ++k) kept[k] = fabsf(in.w[i + k]) > limit ? 1.0f : 0.0f;
-    for (int k = 0; k < kSums; ++k) {
-      const float share = in.importance[i + k] * kept[k];
-      along[k] += share * fabsf(in.w[i + k]);
-      total[k] += share;
+  // False: d does not fit fp16.
+  bool quantise(const float* w, const float* importance, Effort effort) {
+    half = 0;
+    limit = 3e38f;
+    const float peak = largest_magnitude(w, kPanelSize);
+    if (!(peak > 0.0f)) return true;
+    const int exponent = exponent_of(peak);
+    load(w, importance, PowerOfTwo(-exponent), PowerOfTwo(-exponent_of(largest_magnitude(importance, kPanelSize))));
+    float at[2];
+    first_limits(at);
+    if (effort == Effort::kBest) at[1] = best_edge();
+    Kept best = {0.0f, 1.0f}, kept[2];
+    float best_limit = 0.0f;
+    for (int round = 0; round < (effort == Effort::kFast ? 1 : effort == Effort::kBest ? 3 : 2); ++round) {
+      keep_above_both(at, kept);
+      for (int k = 0; k < 2; ++k) {
+        if (kept[k].gain() > best.gain()) {
+          best = kept[k];
+          best_limit = at[k];
+        }
+        if (kept[k].total > 0.0f) at[k] = 0.5f * kept[k].along / kept[k].total;
+      }
     }
-  }
-  float sum = 0.0f, weight = 0.0f;
-  for (int k = 0; k < kSums; ++k) {
-    sum += along[k];
-    weight += total[k];
-  }
-  return weight > 0.0f ? sum / weight : 0.0f;
-}
-
-// The limit among the bin edges that leaves the smallest error. Magnitudes are up to 1.
-float best_limit(const BlockInput<256>& in) {
-  float along[kBins] = {}, total[kBins] = {};
-  for (int i = 0; i < 256; ++i) {
-    const float magnitude = fabsf(in.w[i]);
-    int bin = static_cast<int>(magnitude * kBins);
-    bin = bin < kBins ? bin : kBins - 1;
-    along[bin] += in.importance[i] * magnitude;
-    total[bin] += in.importance[i];
-  }
-  float sum = 0.0f, weight = 0.0f, best_gain = -1.0f;
-  int best = 0;
-  for (int bin = kBins - 1; bin >= 0; --bin) {
-    sum += along[bin];
-    weight += total[bin];
-    if (sum * sum > best_gain * weight) {
-      best_gain = sum * sum / weight;
-      best = bin;
-    }
-  }
-  return static_cast<float>(best) / kBins;
-}
-
-// Codes 0, 1, 2 for -1, 0, 1. False: d does not fit fp16.
-bool quantise(const float* w, const float* importance, uint8_t* code, uint32_t* half) {
-  BlockInput<256> in;
-  *half = 0;
-  if (!in.load(w, importance)) {
-    memset(code, 1, 256);
+    half = half_from_float(PowerOfTwo(exponent).times(best.along / best.total));
+    if (half >= kHalfInfinity) return false;
+    if (half) limit = PowerOfTwo(exponent).times(best_limit);
     return true;
   }
-  float d = scale_above(in, best_limit(in));
-  float limit = 0.5f * d;
-  for (int round = 0; round < kRounds; ++round) {
-    const float next = scale_above(in, limit);
-    if (next == d) break;
-    d = next;
-    limit = 0.5f * d;
+
+ private:
+  enum : int { kBins = 64, kChains = 16, kVecs = kChains / kWide };
+
+  // Over the weights above a limit.
+  struct Kept {
+    float along;  // sum of importance * |w|
+    float total;  // sum of importance
+
+    float gain() const { return total > 0.0f ? along * (along / total) : -1.0f; }
+  };
+
+  void load(const float* w, const float* importance, const PowerOfTwo& factor, const PowerOfTwo& share_factor) {
+    const Vec faintest = vec_of(kFaintest);
+    for (int i = 0; i < kPanelSize; i += kWide) {
+      put(magnitude_ + i, magnitude_of(vec_at(w + i)) * factor.first * factor.second);
+      put(share_ + i, larger(vec_at(importance + i) * share_factor.first * share_factor.second, faintest));
+    }
   }
-  *half = half_from_float(in.unscaled(scale_above(in, limit)));
-  if (*half >= kHalfInfinity) return false;
-  if (*half == 0) limit = 2.0f;
-  for (int i = 0; i < 256; ++i) {
-    const int above = in.w[i] > limit, below = in.w[i] < -limit;
-    code[i] = static_cast<uint8_t>(1 + above - below);
+
+  // The same order of additions whatever the width of the vectors.
+  static float sum(const Vec* chains) {
+    alignas(64) float x[kChains];
+    for (int v = 0; v < kVecs; ++v) put(x + v * kWide, chains[v]);
+    for (int k = 0; k < 8; ++k) x[k] += x[k + 8];
+    for (int k = 0; k < 4; ++k) x[k] += x[k + 4];
+    return (x[0] + x[2]) + (x[1] + x[3]);
   }
-  return true;
+
+  void keep_above_both(const float* at, Kept* kept) const {
+    const Vec zero = vec_of(0.0f), limit_0 = vec_of(at[0]), limit_1 = vec_of(at[1]);
+    Vec along_0[kVecs] = {}, along_1[kVecs] = {}, total_0[kVecs] = {}, total_1[kVecs] = {};
+    for (int i = 0; i < kPanelSize; i += kChains) {
+      for (int v = 0; v < kVecs; ++v) {
+        const Vec magnitude = vec_at(magnitude_ + i + v * kWide), share = vec_at(share_ + i + v * kWide);
+        const Vec kept_0 = magnitude > limit_0 ? share : zero, kept_1 = magnitude > limit_1 ? share : zero;
+        along_0[v] += kept_0 * magnitude;
+        along_1[v] += kept_1 * magnitude;
+        total_0[v] += kept_0;
+        total_1[v] += kept_1;
+      }
+    }
+    kept[0] = {sum(along_0), sum(total_0)};
+    kept[1] = {sum(along_1), sum(total_1)};
+  }
+
+  // Half of m2 / m1 and of m3 / m2, with mp the mean of |w|^p: next to the best limit of many distributions, and both
+  // exact for weights that are ternary already.
+  void first_limits(float* at) const {
+    Vec m1[kVecs] = {}, m2[kVecs] = {}, m3[kVecs] = {};
+    for (int i = 0; i < kPanelSize; i += kChains) {
+      for (int v = 0; v < kVecs; ++v) {
+        const Vec magnitude = vec_at(magnitude_ + i + v * kWide);
+        const Vec once = vec_at(share_ + i + v * kWide) * magnitude, twice = once * magnitude;
+        m1[v] += once;
+        m2[v] += twice;
+        m3[v] += twice * magnitude;
+      }
+    }
+    const float sum_1 = sum(m1), sum_2 = sum(m2);
+    at[0] = 0.5f * sum_2 / sum_1;
+    at[1] = 0.5f * sum(m3) / sum_2;
+  }
+
+  // The limit among the edges of the bins that leaves the smallest error. Magnitudes are below 4.
+  float best_edge() const {
+    const float per_bin = kBins / 4;
+    float along[kBins] = {}, total[kBins] = {};
+    for (int i = 0; i < kPanelSize; ++i) {
+      const int bin = static_cast<int>(magnitude_[i] * per_bin);
+      along[bin] += share_[i] * magnitude_[i];
+      total[bin] += share_[i];
+    }
+    Kept kept = {0.0f, 0.0f};
+    float best_gain = -1.0f;
+    int best = 0;
+    for (int bin = kBins - 1; bin >= 0; --bin) {
+      kept.along += along[bin];
+      kept.total += total[bin];
+      if (kept.gain() > best_gain) {
+        best_gain = kept.gain();
+        best = bin;
+      }
+    }
+    return static_cast<float>(best) / per_bin;
+  }
+
+  alignas(64) float magnitude_[kPanelSize];  // scaled by a power of two
+  alignas(64) float share_[kPanelSize];      // importance, scaled by a power of two
+};
+
+// Codes 0, 1, 2 for -1, 0, 1.
+static inline void ternary_codes(const float* w, float limit, uint8_t* code) {
+  PanelCodes codes;
+  for (int i = 0; i < kPanelSize; i += kWide) {
+    const Vec x = vec_at(w + i);
+    codes.set(i, (x < vec_of(-limit)) - (x > vec_of(limit)) + 1);
+  }
+  codes.narrow(code);
 }
 
-// Five base-3 digits as a fraction of 256, rounded up: reading multiplies by three and takes what passes 256.
-uint8_t five_digits(int number) { return static_cast<uint8_t>((number * 256 + 242) / 243); }
+// Digit k of byte m is code[m + k * kRun]; a byte is five base-3 digits as a fraction of 256, rounded up: reading
+// multiplies by three and takes what passes 256.
+template <int kRun, int kDigits>
+static inline void store_digits(const uint8_t* code, uint8_t* to) {
+  for (int m = 0; m < kRun; ++m) {
+    uint16_t number = 0;
+    for (int k = 0; k < 5; ++k) number = static_cast<uint16_t>(3 * number + (k < kDigits ? code[m + k * kRun] : 0));
+    to[m] = static_cast<uint8_t>(static_cast<uint16_t>(number * 256 + 242) / 243);
+  }
+}
 
-void store(const uint8_t* code, uint32_t half, Tq10* to) {
-  for (int m = 0; m < 32; ++m) {
-    int number = 0;
-    for (int k = 0; k < 5; ++k) number = 3 * number + code[m + 32 * k];
-    to->digits[m] = five_digits(number);
-  }
-  for (int m = 0; m < 16; ++m) {
-    int number = 0;
-    for (int k = 0; k < 5; ++k) number = 3 * number + code[160 + m + 16 * k];
-    to->digits[32 + m] = five_digits(number);
-  }
-  for (int m = 0; m < 4; ++m) {
-    int number = 0;
-    for (int k = 0; k < 4; ++k) number = 3 * number + code[240 + m + 4 * k];
-    to->digits[48 + m] = five_digits(3 * number);
-  }
+static inline void store(const uint8_t* code, uint32_t half, Tq10* to) {
+  store_digits<32, 5>(code, to->digits);
+  store_digits<16, 5>(code + 160, to->digits + 32);
+  store_digits<4, 4>(code + 240, to->digits + 48);
   store_u16(to->d, half);
 }
 
-void store(const uint8_t* code, uint32_t half, Tq20* to) {
-  for (int h = 0; h < 2; ++h) {
-    for (int m = 0; m < 32; ++m) {
-      const uint8_t* c = code + 128 * h + m;
-      to->code[32 * h + m] = static_cast<uint8_t>(c[0] | c[32] << 2 | c[64] << 4 | c[96] << 6);
-    }
-  }
+static inline void store(const uint8_t* code, uint32_t half, Tq20* to) {
+  store_two_bits(code, to->code);
   store_u16(to->d, half);
 }
 
 template <typename Block>
-bool pack_ternary(const float* w, const float* importance, int64_t cols, Effort, uint8_t* blocks) {
+bool pack_ternary(const float* w, const float* importance, int64_t cols, Effort effort, uint8_t* blocks) {
+  TernaryBlock from;
   for (int64_t c = 0; c < cols; c += Block::kBlockSize, blocks += Block::kBlockBytes) {
-    uint8_t code[256];
-    uint32_t half;
-    if (!quantise(w + c, importance + c, code, &half)) return false;
-    store(code, half, reinterpret_cast<Block*>(blocks));
+    uint8_t code[kPanelSize];
+    if (!from.quantise(w + c, importance + c, effort)) return false;
+    ternary_codes(w + c, from.limit, code);
+    store(code, from.half, reinterpret_cast<Block*>(blocks));
   }
   return true;
 }

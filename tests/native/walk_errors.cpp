@@ -230,8 +230,12 @@ void wrong_pack(const Calls& c) {
   };
   c.expect(pack(3000, 1, &w, out.get(), n), LUTKERN_ERROR_VALUE,
            "pack: unknown ggml type 3000, expected one of lutkern_format_at");
-  c.expect(pack(Calls::format("q3_k").ggml_type, 1, &w, out.get(), n), LUTKERN_ERROR_VALUE,
-           "pack: q3_k can be read but not packed");
+  for (const lutkern_format& read_only : all_formats()) {
+    if (read_only.can_pack) continue;
+    char text[64];
+    snprintf(text, sizeof text, "pack: %s can be read but not packed", read_only.name);
+    c.expect(pack(read_only.ggml_type, 1, &w, out.get(), n), LUTKERN_ERROR_VALUE, text);
+  }
   if (f.can_pack) {
     lutkern_options options{};
     options.effort = 3;

@@ -56,10 +56,15 @@ def rounded(x: Doubles, scale: Doubles, low: int, high: int) -> Doubles:
     return np.clip(np.rint(ratio(x, np.broadcast_to(scale, x.shape))), low, high)
 
 
-def best_line(x: Doubles, w: Doubles, factors: Iterable[float], high: int) -> tuple[Doubles, Doubles]:
-    """Return scale and minimum, (n,) each and not negative: x ~ scale * q - minimum with q from 0 to ``high``."""
-    low = np.minimum(x.min(axis=-1), 0)
-    span = np.maximum(x.max(axis=-1), 0) - low
+def best_line(
+    x: Doubles, w: Doubles, factors: Iterable[float], high: int, *, signed: bool = False
+) -> tuple[Doubles, Doubles]:
+    """Return scale and minimum, (n,) each and not negative: x ~ scale * q - minimum with q from 0 to ``high``.
+
+    signed : the minimum may be negative
+    """
+    low = x.min(axis=-1) if signed else np.minimum(x.min(axis=-1), 0)
+    span = (x.max(axis=-1) if signed else np.maximum(x.max(axis=-1), 0)) - low
     best_error = np.full(len(x), np.inf)
     best = np.zeros((2, len(x)))
     for factor in factors:
@@ -70,9 +75,10 @@ def best_line(x: Doubles, w: Doubles, factors: Iterable[float], high: int) -> tu
         centred = q - mean_q[:, None]
         slope = refit(x - mean_x[:, None], w, centred)
         minimum = slope * mean_q - mean_x
-        through_zero = (slope <= 0) | (minimum < 0)
-        slope = np.maximum(np.where(through_zero, refit(x, w, q), slope), 0)
-        minimum = np.where(through_zero, 0, minimum)
+        if not signed:
+            through_zero = (slope <= 0) | (minimum < 0)
+            slope = np.maximum(np.where(through_zero, refit(x, w, q), slope), 0)
+            minimum = np.where(through_zero, 0, minimum)
         error = np.sum(w * (x - slope[:, None] * q + minimum[:, None]) ** 2, axis=-1)
         better = error < best_error
         best = np.where(better, (slope, minimum), best)
