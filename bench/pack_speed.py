@@ -1,10 +1,9 @@
 """Speed and error of packing, lutkern beside ggml: python bench/pack_speed.py [--out FILE.csv]
 
-Every format that both can pack, on the matrices of pack_matrices.py. The two take turns; the time of one thread is its
-CPU time, that of all threads is wall time; best and median of several runs, in million weights per second. The error is
-sum(importance * (w - decoded)^2), as a ratio of lutkern's to ggml's; errors below 1e-5 of sum(importance * w^2) count as
-that. The last lines are, per format and effort, the
-speeds over the whole test set and the mean and the worst ratio of errors.
+Every format, on the matrices of pack_matrices.py. The two take turns; the time of one thread is its CPU time, that of
+all threads is wall time; best and median of several runs, in million weights per second. The error is sum(importance *
+(w - decoded)^2), as a ratio of lutkern's to ggml's; errors below 1e-5 of sum(importance * w^2) count as that. The last
+lines are, per format and effort, the speeds over the whole test set and the mean and the worst ratio of errors.
 """
 
 from __future__ import annotations
