@@ -30,19 +30,21 @@ constexpr Iq4Nearest kIq4Nearest;
 struct Iq4ValueSet {
   Limits limits = Limits(0.0f, Iq4Nearest::kEntries - 1);
 
-  Whole entry(Vec position) const { return __builtin_convertvector(limits.clamp(position * 2.0f + 256.0f), Whole); }
+  IntVec entry(FloatVec position) const {
+    return __builtin_convertvector(limits.clamp(position * 2.0f + 256.0f), IntVec);
+  }
 
-  Vec value(Vec position) const {
-    const Whole k = entry(position);
-    Vec out;
-    for (int l = 0; l < kWide; ++l) out[l] = kIq4Nearest.value[k[l]];
+  FloatVec value(FloatVec position) const {
+    const IntVec k = entry(position);
+    FloatVec out;
+    for (int l = 0; l < kVectorLanes; ++l) out[l] = kIq4Nearest.value[k[l]];
     return out;
   }
 
-  Whole code(Vec position) const {
-    const Whole k = entry(position);
-    Whole out;
-    for (int l = 0; l < kWide; ++l) out[l] = kIq4Nearest.code[k[l]];
+  IntVec code(FloatVec position) const {
+    const IntVec k = entry(position);
+    IntVec out;
+    for (int l = 0; l < kVectorLanes; ++l) out[l] = kIq4Nearest.code[k[l]];
     return out;
   }
 };

@@ -105,9 +105,9 @@ bool pack_q8_0(const float* w, const float*, int64_t cols, Effort, uint8_t* bloc
     const float inverse = d > 0.0f ? 1.0f / d : 0.0f;
     store_u16(to->d, half);
     int32_t code[32];
-    for (int i = 0; i < 32; i += kWide) {
+    for (int i = 0; i < 32; i += kVectorLanes) {
       // Rounding d may bring the largest weight to just above 127.
-      const Whole k = __builtin_convertvector(nearest(limits.clamp(vec_at(w + i) * inverse)), Whole);
+      const IntVec k = __builtin_convertvector(nearest(limits.clamp(vec_at(w + i) * inverse)), IntVec);
       memcpy(code + i, &k, sizeof k);
     }
     for (int i = 0; i < 32; ++i) to->code[i] = static_cast<uint8_t>(code[i]);
@@ -148,9 +148,9 @@ class Mxfp4Blocks {
         measure(b, factor[b], chains[b]);
       }
       sum_chains(chains, found);
-      for (int lane = 0; lane < kBlocks; lane += kWide) {
-        const Vec loss = vec_at(found + lane), before = vec_at(least + lane);
-        const Whole better = loss < before;
+      for (int lane = 0; lane < kBlocks; lane += kVectorLanes) {
+        const FloatVec loss = vec_at(found + lane), before = vec_at(least + lane);
+        const IntVec better = loss < before;
         put(least + lane, better ? loss : before);
         put(best + lane, better ? vec_at(factor + lane) : vec_at(best + lane));
         put(best_trial + lane, better ? vec_of(static_cast<float>(t)) : vec_at(best_trial + lane));
@@ -170,38 +170,38 @@ class Mxfp4Blocks {
   static int bounded(int exponent) { return exponent < 0 ? 0 : (exponent < kMostExponent ? exponent : kMostExponent); }
 
   void load(int b, const float* w, const PowerOfTwo& factor) {
-    for (int i = kSize * b; i < kSize * (b + 1); i += kWide) {
+    for (int i = kSize * b; i < kSize * (b + 1); i += kVectorLanes) {
       put(position_ + i, vec_at(w + i) * factor.first * factor.second);
     }
   }
 
   void load_share(int b, const float* importance, const PowerOfTwo& factor) {
-    for (int i = kSize * b; i < kSize * (b + 1); i += kWide) {
+    for (int i = kSize * b; i < kSize * (b + 1); i += kVectorLanes) {
       put(share_ + i, vec_at(importance + i) * factor.first * factor.second);
     }
   }
 
   // Values are whole up to 4, even up to 8, multiples of four up to 12.
-  Vec value(Vec position) const {
-    const Vec x = limits_.clamp(position);
+  FloatVec value(FloatVec position) const {
+    const FloatVec x = limits_.clamp(position);
     // The power of two below |x|, at least 2, is two steps.
-    const Vec steps = larger(reinterpret_cast<Vec>(reinterpret_cast<Whole>(x) & 0x7f800000), vec_of(2.0f));
-    const Vec rounder = steps * (0.5f * kRounder);
+    const FloatVec steps = max(reinterpret_cast<FloatVec>(reinterpret_cast<IntVec>(x) & 0x7f800000), vec_of(2.0f));
+    const FloatVec rounder = steps * (0.5f * kRounder);
     return (x + rounder) - rounder;
   }
 
   // sum(importance * (position - value / factor)^2) in kChains parts, each of every eighth weight.
   void measure(int b, float factor, float* chains) const {
     const float back = 1.0f / factor;
-    Vec total[kChains / kWide] = {};
+    FloatVec total[kChains / kVectorLanes] = {};
     for (int i = kSize * b; i < kSize * (b + 1); i += kChains) {
-      for (int v = 0; v < kChains / kWide; ++v) {
-        const Vec x = vec_at(position_ + i + v * kWide);
-        const Vec off = x - value(x * factor) * back;
-        total[v] += vec_at(share_ + i + v * kWide) * off * off;
+      for (int v = 0; v < kChains / kVectorLanes; ++v) {
+        const FloatVec x = vec_at(position_ + i + v * kVectorLanes);
+        const FloatVec off = x - value(x * factor) * back;
+        total[v] += vec_at(share_ + i + v * kVectorLanes) * off * off;
       }
     }
-    for (int v = 0; v < kChains / kWide; ++v) put(chains + v * kWide, total[v]);
+    for (int v = 0; v < kChains / kVectorLanes; ++v) put(chains + v * kVectorLanes, total[v]);
   }
 
   static void sum_chains(const float (*chains)[kChains], float* sum) {
@@ -209,26 +209,26 @@ class Mxfp4Blocks {
     for (int b = 0; b < kBlocks; b += 4) {
       for (int k = 0; k < kChains; k += 4) transpose_4(&chains[b][k], kChains, &turned[k][b], kBlocks);
     }
-    for (int lane = 0; lane < kBlocks; lane += kWide) {
-      Vec total = vec_at(&turned[0][lane]);
+    for (int lane = 0; lane < kBlocks; lane += kVectorLanes) {
+      FloatVec total = vec_at(&turned[0][lane]);
       for (int k = 1; k < kChains; ++k) total += vec_at(&turned[k][lane]);
       put(sum + lane, total);
     }
   }
 
   // Codes 0 .. 7 are 0, 1, 2, 3, 4, 6, 8, 12; eight more for a minus.
-  Whole code_of(Vec x) const {
-    const Vec v = magnitude_of(value(x));
+  IntVec code_of(FloatVec x) const {
+    const FloatVec v = magnitude_of(value(x));
     // From 2 on, the exponent and the highest bit of the mantissa count the values.
-    const Whole counted = (reinterpret_cast<Whole>(v) >> 22) - 254;
-    const Whole small = __builtin_convertvector(v, Whole);
-    return (v < vec_of(2.0f) ? small : counted) | ((reinterpret_cast<Whole>(x) >> 28) & 8);
+    const IntVec counted = (reinterpret_cast<IntVec>(v) >> 22) - 254;
+    const IntVec small = __builtin_convertvector(v, IntVec);
+    return (v < vec_of(2.0f) ? small : counted) | ((reinterpret_cast<IntVec>(x) >> 28) & 8);
   }
 
   void join_codes(int b, float factor, int32_t* to) const {
-    for (int i = 0; i < kPair; i += kWide) {
+    for (int i = 0; i < kPair; i += kVectorLanes) {
       const float* x = position_ + kSize * b + i;
-      const Whole pair = code_of(vec_at(x) * factor) | code_of(vec_at(x + kPair) * factor) << 4;
+      const IntVec pair = code_of(vec_at(x) * factor) | code_of(vec_at(x + kPair) * factor) << 4;
       memcpy(to + i, &pair, sizeof pair);
     }
   }

@@ -19,27 +19,27 @@ struct LineTrials {
 
 // Over the weights of a lane, with a the importance and q the code.
 struct LineSums {
-  Vec q1;  // sum a * q
-  Vec q2;  // sum a * q^2
-  Vec qw;  // sum a * q * w
+  FloatVec q1;  // sum a * q
+  FloatVec q2;  // sum a * q^2
+  FloatVec qw;  // sum a * q * w
 };
 
 struct Line {
-  Vec scale;
-  Vec offset;
+  FloatVec scale;
+  FloatVec offset;
 };
 
 // Of a lane, for all codes.
 struct LineTotals {
-  Vec total;  // sum a
-  Vec along;  // sum a * w
+  FloatVec total;  // sum a
+  FloatVec along;  // sum a * w
 };
 
 template <typename P>
 static inline LineTotals line_totals(const P& panel, int lane) {
   LineTotals out = {vec_of(0.0f), vec_of(0.0f)};
   for (int i = 0; i < P::kSize; ++i) {
-    const Vec a = vec_at(&panel.a[i][lane]);
+    const FloatVec a = vec_at(&panel.a[i][lane]);
     out.total += a;
     out.along += a * vec_at(&panel.w[i][lane]);
   }
@@ -49,14 +49,14 @@ static inline LineTotals line_totals(const P& panel, int lane) {
 template <int kHigh, typename P>
 static inline void measure_lines(const P& panel, int lane, const Line& first, const Line& second, LineSums* sums) {
   const Limits limits(0.0f, kHigh);
-  const Vec zero = vec_of(0.0f), inverse_0 = inverse_of(first.scale), inverse_1 = inverse_of(second.scale);
-  const Vec offset_0 = first.offset, offset_1 = second.offset;
-  Vec q1_0 = zero, q2_0 = zero, qw_0 = zero, q1_1 = zero, q2_1 = zero, qw_1 = zero;
+  const FloatVec zero = vec_of(0.0f), inverse_0 = inverse_of(first.scale), inverse_1 = inverse_of(second.scale);
+  const FloatVec offset_0 = first.offset, offset_1 = second.offset;
+  FloatVec q1_0 = zero, q2_0 = zero, qw_0 = zero, q1_1 = zero, q2_1 = zero, qw_1 = zero;
   for (int i = 0; i < P::kSize; ++i) {
-    const Vec w = vec_at(&panel.w[i][lane]), a = vec_at(&panel.a[i][lane]);
-    const Vec q_0 = nearest(limits.clamp((w + offset_0) * inverse_0));
-    const Vec q_1 = nearest(limits.clamp((w + offset_1) * inverse_1));
-    const Vec aq_0 = a * q_0, aq_1 = a * q_1;
+    const FloatVec w = vec_at(&panel.w[i][lane]), a = vec_at(&panel.a[i][lane]);
+    const FloatVec q_0 = nearest(limits.clamp((w + offset_0) * inverse_0));
+    const FloatVec q_1 = nearest(limits.clamp((w + offset_1) * inverse_1));
+    const FloatVec aq_0 = a * q_0, aq_1 = a * q_1;
     q1_0 += aq_0;
     q1_1 += aq_1;
     q2_0 += aq_0 * q_0;
@@ -74,10 +74,10 @@ static inline void line_codes(const P& panel, const float* scale, const float* o
   const Limits limits(0.0f, kHigh);
   PanelCodes codes;
   for (int b = 0; b < P::kSubs; ++b) {
-    const Vec inverse = vec_of(inverse_of(scale[b])), up = vec_of(offset[b]);
-    for (int i = b * P::kSize; i < (b + 1) * P::kSize; i += kWide) {
-      const Vec q = nearest(limits.clamp((vec_at(panel.flat + i) + up) * inverse));
-      codes.set(i, __builtin_convertvector(q, Whole));
+    const FloatVec inverse = vec_of(inverse_of(scale[b])), up = vec_of(offset[b]);
+    for (int i = b * P::kSize; i < (b + 1) * P::kSize; i += kVectorLanes) {
+      const FloatVec q = nearest(limits.clamp((vec_at(panel.flat + i) + up) * inverse));
+      codes.set(i, __builtin_convertvector(q, IntVec));
     }
   }
   codes.narrow(code);
@@ -85,22 +85,22 @@ static inline void line_codes(const P& panel, const float* scale, const float* o
 
 // Least squares:  S * q2 - M * q1 = qw,  S * q1 - M * total = along.  kSigned: M may be negative.
 template <int kSigned>
-static inline Line solve_line(const LineSums& s, const LineTotals& t, Vec* gain) {
-  const Vec zero = vec_of(0.0f), tiny = vec_of(1e-30f);
-  const Vec determinant = s.q2 * t.total - s.q1 * s.q1;
-  const Whole both = determinant > 1e-6f * (s.q2 * t.total);
-  const Vec scale = (s.qw * t.total - t.along * s.q1) / larger(determinant, tiny);
-  const Vec offset = (scale * s.q1 - t.along) / t.total;
+static inline Line solve_line(const LineSums& s, const LineTotals& t, FloatVec* gain) {
+  const FloatVec zero = vec_of(0.0f), tiny = vec_of(1e-30f);
+  const FloatVec determinant = s.q2 * t.total - s.q1 * s.q1;
+  const IntVec both = determinant > 1e-6f * (s.q2 * t.total);
+  const FloatVec scale = (s.qw * t.total - t.along * s.q1) / max(determinant, tiny);
+  const FloatVec offset = (scale * s.q1 - t.along) / t.total;
   Line out;
   if (kSigned) {
-    const Whole slanted = both & (scale > zero);
+    const IntVec slanted = both & (scale > zero);
     out.scale = slanted ? scale : zero;
     out.offset = slanted ? offset : -(t.along / t.total);
   } else {
-    const Whole slanted = both & (scale > zero) & (offset > zero);
+    const IntVec slanted = both & (scale > zero) & (offset > zero);
     // Otherwise the better of a line through zero and a constant.
-    const Vec through_zero = larger(s.qw / larger(s.q2, tiny), zero), constant = larger(-(t.along / t.total), zero);
-    const Whole flat = -(t.along * constant) > s.qw * through_zero;
+    const FloatVec through_zero = max(s.qw / max(s.q2, tiny), zero), constant = max(-(t.along / t.total), zero);
+    const IntVec flat = -(t.along * constant) > s.qw * through_zero;
     out.scale = slanted ? scale : (flat ? zero : through_zero);
     out.offset = slanted ? offset : (flat ? constant : zero);
   }
@@ -110,13 +110,13 @@ static inline Line solve_line(const LineSums& s, const LineTotals& t, Vec* gain)
 
 // The best line of each lane so far, and the sums of its codes.
 struct LineFit {
-  Vec gain;
+  FloatVec gain;
   Line line;
   LineSums sums;
 
   // Better by more than rounding: of lines that are equally good the first one stays, which starts at the lowest weight.
-  void consider(Vec found, const Line& some, const LineSums& some_sums) {
-    const Whole better = found > gain * 1.0000003f;
+  void consider(FloatVec found, const Line& some, const LineSums& some_sums) {
+    const IntVec better = found > gain * 1.0000003f;
     gain = better ? found : gain;
     line.scale = better ? some.scale : line.scale;
     line.offset = better ? some.offset : line.offset;
@@ -128,8 +128,8 @@ struct LineFit {
 
 template <int kHigh, int kSigned, typename P>
 static inline LineFit search_lines(const P& panel, int lane, const LineTrials& trials, const LineTotals& totals) {
-  const Vec zero = vec_of(0.0f), high = vec_at(panel.high + lane);
-  const Vec low = kSigned ? vec_at(panel.low + lane) : smaller(vec_at(panel.low + lane), zero);
+  const FloatVec zero = vec_of(0.0f), high = vec_at(panel.high + lane);
+  const FloatVec low = kSigned ? vec_at(panel.low + lane) : min(vec_at(panel.low + lane), zero);
   LineFit best;
   best.gain = vec_of(-1.0f);
   best.line = {zero, zero};
@@ -140,18 +140,18 @@ static inline LineFit search_lines(const P& panel, int lane, const LineTrials& t
     for (int round = 0; round < rounds; ++round) {
       measure_lines<kHigh>(panel, lane, at[0], at[1], sums);
       for (int k = 0; k < 2; ++k) {
-        Vec gain;
+        FloatVec gain;
         at[k] = solve_line<kSigned>(sums[k], totals, &gain);
         best.consider(gain, at[k], sums[k]);
       }
     }
   };
-  const Vec range = larger(high - low, zero);
+  const FloatVec range = max(high - low, zero);
   for (int t = 0; t < trials.starts; ++t) {
-    const Vec scale = range / (trials.first + static_cast<float>(t) * trials.step);
-    const Vec at_high = scale * static_cast<float>(kHigh) - high;
+    const FloatVec scale = range / (trials.first + static_cast<float>(t) * trials.step);
+    const FloatVec at_high = scale * static_cast<float>(kHigh) - high;
     at[0] = {scale, -low};
-    at[1] = {scale, kSigned ? at_high : larger(at_high, zero)};
+    at[1] = {scale, kSigned ? at_high : max(at_high, zero)};
     descend(trials.rounds);
   }
   // The best line, and one a little steeper: the descent stops at the first line that repeats itself.
@@ -180,7 +180,7 @@ class LineBlock {
   // False: d or dmin does not fit fp16.
   bool quantise(const float* weights, const float* importance, Effort effort) {
     panel_.load(weights, importance);
-    for (int lane = 0; lane < kSubs; lane += kWide) {
+    for (int lane = 0; lane < kSubs; lane += kVectorLanes) {
       const LineTotals totals = line_totals(panel_, lane);
       const LineFit fit = search_lines<F::kHigh, 0>(panel_, lane, F::trials(effort), totals);
       put(total_ + lane, totals.total);
@@ -232,7 +232,7 @@ class LineBlock {
     line_codes<F::kHigh>(panel_, step_, up_, code);
   }
 
-  static Vec loss_of(const Line& line, const LineSums& s, const LineTotals& t) {
+  static FloatVec loss_of(const Line& line, const LineSums& s, const LineTotals& t) {
     return line.scale * (line.scale * s.q2 - 2.0f * (s.qw + line.offset * s.q1)) +
            line.offset * (2.0f * t.along + line.offset * t.total);
   }
@@ -242,22 +242,22 @@ class LineBlock {
   void choose(float d, float dmin, int reach) {
     const float inverse_d = inverse_of(d), inverse_min = inverse_of(dmin);
     const Limits limits(0.0f, F::kMost);
-    for (int lane = 0; lane < kSubs; lane += kWide) {
+    for (int lane = 0; lane < kSubs; lane += kVectorLanes) {
       const LineTotals totals = {vec_at(total_ + lane), vec_at(along_ + lane)};
-      const Vec below = nearest(limits.clamp(vec_at(want_scale_ + lane) * inverse_d - 0.5f));
-      Vec least = vec_of(3e38f), s_best = vec_of(0.0f), m_best = s_best;
+      const FloatVec below = nearest(limits.clamp(vec_at(want_scale_ + lane) * inverse_d - 0.5f));
+      FloatVec least = vec_of(3e38f), s_best = vec_of(0.0f), m_best = s_best;
       LineSums best = {s_best, s_best, s_best};
       for (int k = -reach; k < 2 + reach; ++k) {
-        const Vec s = limits.clamp(below + static_cast<float>(k)), step = d * s;
-        const Vec suits = (step * vec_at(q1_ + lane) - totals.along) / totals.total;
-        const Vec m_0 = nearest(limits.clamp(suits * inverse_min - 0.5f));
-        const Vec m_1 = smaller(m_0 + 1.0f, limits.high);
+        const FloatVec s = limits.clamp(below + static_cast<float>(k)), step = d * s;
+        const FloatVec suits = (step * vec_at(q1_ + lane) - totals.along) / totals.total;
+        const FloatVec m_0 = nearest(limits.clamp(suits * inverse_min - 0.5f));
+        const FloatVec m_1 = min(m_0 + 1.0f, limits.high);
         const Line lines[2] = {{step, dmin * m_0}, {step, dmin * m_1}};
         LineSums sums[2];
         measure_lines<F::kHigh>(panel_, lane, lines[0], lines[1], sums);
         for (int j = 0; j < 2; ++j) {
-          const Vec loss = loss_of(lines[j], sums[j], totals);
-          const Whole better = loss < least;
+          const FloatVec loss = loss_of(lines[j], sums[j], totals);
+          const IntVec better = loss < least;
           least = better ? loss : least;
           s_best = better ? s : s_best;
           m_best = better ? (j ? m_1 : m_0) : m_best;
@@ -328,7 +328,7 @@ class LineBlocks {
   // False: a d or m does not fit fp16.
   bool quantise(const float* weights, const float* importance, const LineTrials& trials) {
     panel_.load(weights, importance);
-    for (int lane = 0; lane < kBlocks; lane += kWide) {
+    for (int lane = 0; lane < kBlocks; lane += kVectorLanes) {
       const LineTotals totals = line_totals(panel_, lane);
       const LineFit fit = search_lines<kHigh, 1>(panel_, lane, trials, totals);
       put(total_ + lane, totals.total);
@@ -359,7 +359,7 @@ class LineBlocks {
   float offset_of(uint32_t half, int b) const { return panel_.base[b] - panel_.scaled(float_from_half(half), b); }
 
   void measure() {
-    for (int lane = 0; lane < kBlocks; lane += kWide) {
+    for (int lane = 0; lane < kBlocks; lane += kVectorLanes) {
       const Line line = {vec_at(scale_ + lane), vec_at(offset_ + lane)};
       LineSums sums[2];
       measure_lines<kHigh>(panel_, lane, line, line, sums);

@@ -6,51 +6,47 @@
 // No operation crosses lanes, so every width of vector gives the same numbers. A panel is one block of a format with 256
 // weights, or several blocks of a format with 32, which then have a power of two each.
 
-typedef float Vec __attribute__((vector_size(kVectorBytes)));
-typedef int32_t Whole __attribute__((vector_size(kVectorBytes)));
-
-enum : int { kWide = kVectorBytes / 4, kPanelSize = 256 };
-
-// Importance below this fraction of the block's largest counts as this fraction: it keeps every divisor positive.
-static constexpr float kFaintest = 1e-10f;
+enum : int { kPanelSize = 256 };
 
 // A block scale from here on, in scaled units, decodes to nothing near the weights but zero: it is the smallest fp16
 // number next to weights that are far smaller.
 static constexpr float kScaleTooCoarse = 256.0f;
 
-static inline Vec vec_of(float x) { return x - Vec{}; }
+static inline FloatVec vec_of(float x) { return x - FloatVec{}; }
 
-static inline Vec vec_at(const float* from) {
-  Vec out;
+static inline FloatVec vec_at(const float* from) {
+  FloatVec out;
   memcpy(&out, from, sizeof out);
   return out;
 }
 
-static inline void put(float* to, Vec x) { memcpy(to, &x, sizeof x); }
+static inline void put(float* to, FloatVec x) { memcpy(to, &x, sizeof x); }
 
-static inline Vec magnitude_of(Vec x) { return reinterpret_cast<Vec>(reinterpret_cast<Whole>(x) & 0x7fffffff); }
-static inline Vec smaller(Vec a, Vec b) { return a < b ? a : b; }
-static inline Vec larger(Vec a, Vec b) { return a > b ? a : b; }
+static inline FloatVec magnitude_of(FloatVec x) {
+  return reinterpret_cast<FloatVec>(reinterpret_cast<IntVec>(x) & 0x7fffffff);
+}
 
 // The two ends of a range. The compiler must not see that they are constants: it would fold them into compare and
 // select where the processor has one instruction for the smaller of two.
 struct Limits {
-  Vec low, high;
+  FloatVec low, high;
 
   Limits(float least, float most) {
     asm("" : "+m"(least), "+m"(most));
     low = vec_of(least);
     high = vec_of(most);
   }
-  Vec clamp(Vec x) const { return larger(smaller(x, high), low); }
+  FloatVec clamp(FloatVec x) const { return max(min(x, high), low); }
 };
 
 // Nearest integer, ties to even, of a magnitude below 2^22: adding 1.5 * 2^23 rounds, taking it away again is exact.
 static constexpr float kRounder = 12582912.0f;
-static inline Vec nearest(Vec x) { return (x + kRounder) - kRounder; }
+static inline FloatVec nearest(FloatVec x) { return (x + kRounder) - kRounder; }
 
 static inline float inverse_of(float scale) { return fabsf(scale) > 1e-30f ? 1.0f / scale : 0.0f; }
-static inline Vec inverse_of(Vec scale) { return magnitude_of(scale) > vec_of(1e-30f) ? 1.0f / scale : vec_of(0.0f); }
+static inline FloatVec inverse_of(FloatVec scale) {
+  return magnitude_of(scale) > vec_of(1e-30f) ? 1.0f / scale : vec_of(0.0f);
+}
 
 // 2^exponent in two factors, since one alone may be out of range.
 struct PowerOfTwo {
@@ -66,12 +62,12 @@ struct PowerOfTwo {
 typedef float Quad __attribute__((vector_size(16)));
 
 // The largest lane.
-static inline float largest_of(Vec x) {
-  alignas(64) float lanes[kWide];
+static inline float largest_of(FloatVec x) {
+  alignas(64) float lanes[kVectorLanes];
   put(lanes, x);
   Quad most;
   memcpy(&most, lanes, sizeof most);
-  for (int l = 4; l < kWide; l += 4) {
+  for (int l = 4; l < kVectorLanes; l += 4) {
     Quad other;
     memcpy(&other, lanes + l, sizeof other);
     most = other > most ? other : most;
@@ -83,14 +79,14 @@ static inline float largest_of(Vec x) {
 
 // n: a multiple of 8.
 static inline float largest_magnitude(const float* x, int n) {
-  Vec most = vec_of(0.0f);
-  for (int i = 0; i < n; i += kWide) most = larger(magnitude_of(vec_at(x + i)), most);
+  FloatVec most = vec_of(0.0f);
+  for (int i = 0; i < n; i += kVectorLanes) most = max(magnitude_of(vec_at(x + i)), most);
   return largest_of(most);
 }
 
 static inline float lowest(const float* x, int n) {
-  Vec most = -vec_at(x);
-  for (int i = kWide; i < n; i += kWide) most = larger(-vec_at(x + i), most);
+  FloatVec most = -vec_at(x);
+  for (int i = kVectorLanes; i < n; i += kVectorLanes) most = max(-vec_at(x + i), most);
   return -largest_of(most);
 }
 
@@ -140,11 +136,11 @@ struct Panel {
         transpose_4(share + b * kSize + i, kSize, &a[i][b], kSubs);
       }
     }
-    for (int lane = 0; lane < kSubs; lane += kWide) {
-      Vec least = vec_at(&w[0][lane]), most = least;
+    for (int lane = 0; lane < kSubs; lane += kVectorLanes) {
+      FloatVec least = vec_at(&w[0][lane]), most = least;
       for (int i = 1; i < kSize; ++i) {
-        least = smaller(vec_at(&w[i][lane]), least);
-        most = larger(vec_at(&w[i][lane]), most);
+        least = min(vec_at(&w[i][lane]), least);
+        most = max(vec_at(&w[i][lane]), most);
       }
       put(low + lane, least);
       put(high + lane, most);
@@ -165,7 +161,7 @@ struct Panel {
     for (int i = 0; i < kRun; ++i) to[i] = weights[i] * factor.first * factor.second;
     for (int i = 0; i < kRun; ++i) {
       const float scaled_share = importance[i] * share_factor.first * share_factor.second;
-      share[i] = scaled_share > kFaintest ? scaled_share : kFaintest;
+      share[i] = scaled_share > kLeastImportance ? scaled_share : kLeastImportance;
     }
     base[b] = 0.0f;
     if (!kFromLowest) return;
@@ -178,7 +174,7 @@ struct Panel {
 struct PanelCodes {
   alignas(64) int32_t whole[kPanelSize];
 
-  void set(int i, Whole k) { memcpy(whole + i, &k, sizeof k); }
+  void set(int i, IntVec k) { memcpy(whole + i, &k, sizeof k); }
   void narrow(uint8_t* code) const {
     for (int i = 0; i < kPanelSize; ++i) code[i] = static_cast<uint8_t>(whole[i]);
   }
@@ -204,21 +200,21 @@ static inline float fit_unit(const float* want, const float* weight, float low, 
     d[t] = largest / (anchor * end > 0.0f ? anchor : end);
   }
   const Limits limits(low, high);
-  for (int lane = 0; lane < kTries; lane += kWide) {
-    Vec unit = vec_at(d + lane), best_unit = unit, gain = vec_of(-1.0f);
+  for (int lane = 0; lane < kTries; lane += kVectorLanes) {
+    FloatVec unit = vec_at(d + lane), best_unit = unit, gain = vec_of(-1.0f);
     for (int round = 0; round < 2; ++round) {
-      const Vec inverse = 1.0f / unit;
-      Vec along = vec_of(0.0f), square = along;
+      const FloatVec inverse = 1.0f / unit;
+      FloatVec along = vec_of(0.0f), square = along;
       for (int b = 0; b < kCount; ++b) {
-        const Vec u = nearest(limits.clamp(want[b] * inverse));
-        const Vec weighted = weight[b] * u;
+        const FloatVec u = nearest(limits.clamp(want[b] * inverse));
+        const FloatVec weighted = weight[b] * u;
         along += weighted * want[b];
         square += weighted * u;
       }
-      const Whole any = square > vec_of(0.0f);
+      const IntVec any = square > vec_of(0.0f);
       unit = any ? along / square : unit;
-      const Vec found = any ? along * unit : vec_of(-2.0f);
-      const Whole better = found > gain;
+      const FloatVec found = any ? along * unit : vec_of(-2.0f);
+      const IntVec better = found > gain;
       gain = better ? found : gain;
       best_unit = better ? unit : best_unit;
     }

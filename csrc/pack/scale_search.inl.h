@@ -12,8 +12,8 @@ template <int kLow, int kHigh>
 struct Integers {
   Limits limits = Limits(kLow, kHigh);
 
-  Vec value(Vec position) const { return nearest(limits.clamp(position)); }
-  Whole code(Vec position) const { return __builtin_convertvector(value(position), Whole) - kLow; }
+  FloatVec value(FloatVec position) const { return nearest(limits.clamp(position)); }
+  IntVec code(FloatVec position) const { return __builtin_convertvector(value(position), IntVec) - kLow; }
 };
 
 // Trial t of stream k brings the largest weight to first[k] + t * step[k].
@@ -25,18 +25,18 @@ struct ScaleTrials {
 };
 
 struct ScaleSums {
-  Vec along[2];
-  Vec square[2];
+  FloatVec along[2];
+  FloatVec square[2];
 };
 
 template <typename V, typename P>
-static inline ScaleSums measure_scales(const P& panel, int lane, Vec first_inverse, Vec second_inverse) {
+static inline ScaleSums measure_scales(const P& panel, int lane, FloatVec first_inverse, FloatVec second_inverse) {
   const V values;
-  Vec along_0 = vec_of(0.0f), along_1 = along_0, square_0 = along_0, square_1 = along_0;
+  FloatVec along_0 = vec_of(0.0f), along_1 = along_0, square_0 = along_0, square_1 = along_0;
   for (int i = 0; i < P::kSize; ++i) {
-    const Vec w = vec_at(&panel.w[i][lane]), a = vec_at(&panel.a[i][lane]);
-    const Vec v_0 = values.value(w * first_inverse), v_1 = values.value(w * second_inverse);
-    const Vec weighted_0 = a * v_0, weighted_1 = a * v_1;
+    const FloatVec w = vec_at(&panel.w[i][lane]), a = vec_at(&panel.a[i][lane]);
+    const FloatVec v_0 = values.value(w * first_inverse), v_1 = values.value(w * second_inverse);
+    const FloatVec weighted_0 = a * v_0, weighted_1 = a * v_1;
     along_0 += weighted_0 * w;
     along_1 += weighted_1 * w;
     square_0 += weighted_0 * v_0;
@@ -47,12 +47,12 @@ static inline ScaleSums measure_scales(const P& panel, int lane, Vec first_inver
 
 // The best scale of each lane so far, and its sums.
 struct ScaleFit {
-  Vec gain = vec_of(0.0f), scale = vec_of(0.0f), square = vec_of(0.0f);
+  FloatVec gain = vec_of(0.0f), scale = vec_of(0.0f), square = vec_of(0.0f);
 
-  void consider(Vec along, Vec some_square) {
-    const Vec found = along / larger(some_square, vec_of(1e-30f));
-    const Vec found_gain = along * found;
-    const Whole better = found_gain > gain;
+  void consider(FloatVec along, FloatVec some_square) {
+    const FloatVec found = along / max(some_square, vec_of(1e-30f));
+    const FloatVec found_gain = along * found;
+    const IntVec better = found_gain > gain;
     gain = better ? found_gain : gain;
     scale = better ? found : scale;
     square = better ? some_square : square;
@@ -62,9 +62,9 @@ struct ScaleFit {
 // A lane's own best scale, and its curvature.
 template <typename V, typename P>
 static inline void search_scales(const P& panel, const ScaleTrials& trials, float* want, float* square) {
-  for (int lane = 0; lane < P::kSubs; lane += kWide) {
-    const Vec low = vec_at(panel.low + lane), high = vec_at(panel.high + lane);
-    const Vec to_one = inverse_of(-low > high ? low : high);
+  for (int lane = 0; lane < P::kSubs; lane += kVectorLanes) {
+    const FloatVec low = vec_at(panel.low + lane), high = vec_at(panel.high + lane);
+    const FloatVec to_one = inverse_of(-low > high ? low : high);
     ScaleFit best;
     for (int t = 0; t < trials.pairs; ++t) {
       const float at = static_cast<float>(t);
@@ -75,7 +75,7 @@ static inline void search_scales(const P& panel, const ScaleTrials& trials, floa
     }
     for (int round = 0; round < trials.rounds; ++round) {
       // The least-squares scale, and one a little smaller: the descent stops at the first scale that repeats itself.
-      const Vec inverse = inverse_of(best.scale);
+      const FloatVec inverse = inverse_of(best.scale);
       const ScaleSums sums = measure_scales<V>(panel, lane, inverse, inverse * 1.01f);
       best.consider(sums.along[0], sums.square[0]);
       best.consider(sums.along[1], sums.square[1]);
@@ -91,8 +91,8 @@ static inline void codes_at(const P& panel, const float* scale, uint8_t* code) {
   const V values;
   PanelCodes codes;
   for (int b = 0; b < P::kSubs; ++b) {
-    const Vec inverse = vec_of(inverse_of(scale[b]));
-    for (int i = b * P::kSize; i < (b + 1) * P::kSize; i += kWide) {
+    const FloatVec inverse = vec_of(inverse_of(scale[b]));
+    for (int i = b * P::kSize; i < (b + 1) * P::kSize; i += kVectorLanes) {
       codes.set(i, values.code(vec_at(panel.flat + i) * inverse));
     }
   }
@@ -167,17 +167,17 @@ class ScaledBlock {
   void choose(const float* want, float d, int reach) {
     const float inverse = inverse_of(d);
     const Limits limits(F::kLeast, F::kMost);
-    for (int lane = 0; lane < kSubs; lane += kWide) {
-      const Vec below = nearest(limits.clamp(vec_at(want + lane) * inverse - 0.5f));
-      Vec least = vec_of(3e38f), unit = below, along = below, square = below;
+    for (int lane = 0; lane < kSubs; lane += kVectorLanes) {
+      const FloatVec below = nearest(limits.clamp(vec_at(want + lane) * inverse - 0.5f));
+      FloatVec least = vec_of(3e38f), unit = below, along = below, square = below;
       for (int k = -reach; k < 2 + reach; k += 2) {
-        const Vec tried[2] = {limits.clamp(below + static_cast<float>(k)),
-                              limits.clamp(below + static_cast<float>(k + 1))};
+        const FloatVec tried[2] = {limits.clamp(below + static_cast<float>(k)),
+                                   limits.clamp(below + static_cast<float>(k + 1))};
         const ScaleSums sums = measure_scales<Values>(panel_, lane, inverse_of(d * tried[0]), inverse_of(d * tried[1]));
         for (int j = 0; j < 2; ++j) {
-          const Vec scale = d * tried[j];
-          const Vec loss = scale * (scale * sums.square[j] - 2.0f * sums.along[j]);
-          const Whole better = loss < least;
+          const FloatVec scale = d * tried[j];
+          const FloatVec loss = scale * (scale * sums.square[j] - 2.0f * sums.along[j]);
+          const IntVec better = loss < least;
           least = better ? loss : least;
           unit = better ? tried[j] : unit;
           along = better ? sums.along[j] : along;
@@ -231,8 +231,8 @@ class ScaledBlocks {
       if ((half[b] & 0x7fffu) >= kHalfInfinity) return false;
       d[b] = panel_.scaled(float_from_half(half[b]), b);
     }
-    for (int lane = 0; lane < kBlocks; lane += kWide) {
-      const Vec inverse = inverse_of(vec_at(d + lane));
+    for (int lane = 0; lane < kBlocks; lane += kVectorLanes) {
+      const FloatVec inverse = inverse_of(vec_at(d + lane));
       const ScaleSums sums = measure_scales<Values>(panel_, lane, inverse, inverse);
       put(along + lane, sums.along[0]);
       put(square + lane, sums.square[0]);

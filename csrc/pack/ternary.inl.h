@@ -44,7 +44,7 @@ class TernaryBlock {
   }
 
  private:
-  enum : int { kBins = 64, kChains = 16, kVecs = kChains / kWide };
+  enum : int { kBins = 64, kChains = 16, kVecs = kChains / kVectorLanes };
 
   // Over the weights above a limit.
   struct Kept {
@@ -55,29 +55,30 @@ class TernaryBlock {
   };
 
   void load(const float* w, const float* importance, const PowerOfTwo& factor, const PowerOfTwo& share_factor) {
-    const Vec faintest = vec_of(kFaintest);
-    for (int i = 0; i < kPanelSize; i += kWide) {
+    const FloatVec faintest = vec_of(kLeastImportance);
+    for (int i = 0; i < kPanelSize; i += kVectorLanes) {
       put(magnitude_ + i, magnitude_of(vec_at(w + i)) * factor.first * factor.second);
-      put(share_ + i, larger(vec_at(importance + i) * share_factor.first * share_factor.second, faintest));
+      put(share_ + i, max(vec_at(importance + i) * share_factor.first * share_factor.second, faintest));
     }
   }
 
   // The same order of additions whatever the width of the vectors.
-  static float sum(const Vec* chains) {
+  static float sum(const FloatVec* chains) {
     alignas(64) float x[kChains];
-    for (int v = 0; v < kVecs; ++v) put(x + v * kWide, chains[v]);
+    for (int v = 0; v < kVecs; ++v) put(x + v * kVectorLanes, chains[v]);
     for (int k = 0; k < 8; ++k) x[k] += x[k + 8];
     for (int k = 0; k < 4; ++k) x[k] += x[k + 4];
     return (x[0] + x[2]) + (x[1] + x[3]);
   }
 
   void keep_above_both(const float* at, Kept* kept) const {
-    const Vec zero = vec_of(0.0f), limit_0 = vec_of(at[0]), limit_1 = vec_of(at[1]);
-    Vec along_0[kVecs] = {}, along_1[kVecs] = {}, total_0[kVecs] = {}, total_1[kVecs] = {};
+    const FloatVec zero = vec_of(0.0f), limit_0 = vec_of(at[0]), limit_1 = vec_of(at[1]);
+    FloatVec along_0[kVecs] = {}, along_1[kVecs] = {}, total_0[kVecs] = {}, total_1[kVecs] = {};
     for (int i = 0; i < kPanelSize; i += kChains) {
       for (int v = 0; v < kVecs; ++v) {
-        const Vec magnitude = vec_at(magnitude_ + i + v * kWide), share = vec_at(share_ + i + v * kWide);
-        const Vec kept_0 = magnitude > limit_0 ? share : zero, kept_1 = magnitude > limit_1 ? share : zero;
+        const FloatVec magnitude = vec_at(magnitude_ + i + v * kVectorLanes),
+                       share = vec_at(share_ + i + v * kVectorLanes);
+        const FloatVec kept_0 = magnitude > limit_0 ? share : zero, kept_1 = magnitude > limit_1 ? share : zero;
         along_0[v] += kept_0 * magnitude;
         along_1[v] += kept_1 * magnitude;
         total_0[v] += kept_0;
@@ -91,11 +92,11 @@ class TernaryBlock {
   // Half of m2 / m1 and of m3 / m2, with mp the mean of |w|^p: next to the best limit of many distributions, and both
   // exact for weights that are ternary already.
   void first_limits(float* at) const {
-    Vec m1[kVecs] = {}, m2[kVecs] = {}, m3[kVecs] = {};
+    FloatVec m1[kVecs] = {}, m2[kVecs] = {}, m3[kVecs] = {};
     for (int i = 0; i < kPanelSize; i += kChains) {
       for (int v = 0; v < kVecs; ++v) {
-        const Vec magnitude = vec_at(magnitude_ + i + v * kWide);
-        const Vec once = vec_at(share_ + i + v * kWide) * magnitude, twice = once * magnitude;
+        const FloatVec magnitude = vec_at(magnitude_ + i + v * kVectorLanes);
+        const FloatVec once = vec_at(share_ + i + v * kVectorLanes) * magnitude, twice = once * magnitude;
         m1[v] += once;
         m2[v] += twice;
         m3[v] += twice * magnitude;
@@ -136,8 +137,8 @@ class TernaryBlock {
 // Codes 0, 1, 2 for -1, 0, 1.
 static inline void ternary_codes(const float* w, float limit, uint8_t* code) {
   PanelCodes codes;
-  for (int i = 0; i < kPanelSize; i += kWide) {
-    const Vec x = vec_at(w + i);
+  for (int i = 0; i < kPanelSize; i += kVectorLanes) {
+    const FloatVec x = vec_at(w + i);
     codes.set(i, (x < vec_of(-limit)) - (x > vec_of(limit)) + 1);
   }
   codes.narrow(code);
