@@ -39,11 +39,21 @@ bool all_finite(const float* row, int64_t cols) {
   return bad == 0;
 }
 
+// A row where it lies, if it lies there as the quantisers read it; otherwise null.
+const float* row_in_place(const Matrix& w, int64_t row) {
+  if (w.dtype != Dtype::f32 || reinterpret_cast<uintptr_t>(w.data) % sizeof(float) != 0) return nullptr;
+  return static_cast<const float*>(w.data) + row * w.row_stride;
+}
+
 void check_rows(void* state, int64_t begin, int64_t end) {
   Shared& shared = *static_cast<Shared*>(state);
   const Matrix& w = shared.work->w;
   float chunk[256];
   for (int64_t row = begin; row < end; ++row) {
+    if (const float* in_place = row_in_place(w, row)) {
+      if (!all_finite(in_place, w.cols)) shared.report(row);
+      continue;
+    }
     for (int64_t first = 0; first < w.cols; first += 256) {
       const int64_t n = w.cols - first < 256 ? w.cols - first : 256;
       w.load(row, first, n, chunk);
@@ -62,8 +72,12 @@ void pack_range(void* state, int64_t begin, int64_t end) {
     return;
   }
   for (int64_t r = begin; r < end; ++r) {
-    work.w.load(r, 0, work.w.cols, row);
-    if (!shared.pack_row(row, shared.importance + r / rows * shared.stored_cols, shared.stored_cols, work.effort,
+    const float* source = shared.stored_cols == work.w.cols ? row_in_place(work.w, r) : nullptr;
+    if (!source) {
+      work.w.load(r, 0, work.w.cols, row);
+      source = row;
+    }
+    if (!shared.pack_row(source, shared.importance + r / rows * shared.stored_cols, shared.stored_cols, work.effort,
                          work.out + r * shared.row_bytes)) {
       shared.report(r);
     }
