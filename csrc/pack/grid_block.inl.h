@@ -35,6 +35,9 @@ static constexpr float kLeastCost = 1e-30f;
 // Ratio of two scales that are estimated one after the other.
 static constexpr float kEstimateStep = 1.13f;
 
+// A block whose largest importance is this many times the mean takes the next higher effort.
+static constexpr float kConcentrated = 64.0f;
+
 struct GridEffort {
   int estimates;  // scales that are estimated, around the usual one
   int trials;     // scales searched: first_trial times the lowest estimate, and on in ratios of trial_step
@@ -695,14 +698,26 @@ const GridBook<F>& grid_book() {
   return built.book;
 }
 
+// Whether a few columns of a block carry most of its importance. Then few scales serve these and the other columns, and
+// a short search misses them.
+static inline bool concentrated(const float* importance) {
+  float most = 0.0f, total = 0.0f;
+  for (int i = 0; i < 256; ++i) {
+    most = importance[i] > most ? importance[i] : most;
+    total += importance[i];
+  }
+  return most > kConcentrated / 256.0f * total;
+}
+
 template <typename F>
 bool pack_grid_row(const float* w, const float* importance, int64_t cols, Effort effort, uint8_t* blocks) {
   using Block = typename F::Block;
   const GridBook<F>& book = grid_book<F>();
-  const GridEffort& how = F::kEffort[static_cast<int>(effort)];
+  const Effort more = effort == Effort::kFast ? Effort::kDefault : Effort::kBest;
   GridBlock<F> block;
   for (int64_t c = 0; c < cols; c += Block::kBlockSize, blocks += Block::kBlockBytes) {
-    if (!block.quantise(book, w + c, importance + c, how)) return false;
+    const Effort chosen = concentrated(importance + c) ? more : effort;
+    if (!block.quantise(book, w + c, importance + c, F::kEffort[static_cast<int>(chosen)])) return false;
     F::store(block.result, reinterpret_cast<Block*>(blocks));
   }
   return true;

@@ -16,7 +16,7 @@ struct GridIq3Xxs : GridIq3 {
   static constexpr GridUnits kUnits = {0.5f, 0.5f, 15};
   static constexpr float kUsualScale = 0.036f;
   static constexpr GridEffort kEffort[3] = {
-      {11, 4, 0.85f, 1.13f, 0, 1, 1, 1, true, false},  // default
+      {11, 4, 0.85f, 1.13f, 1, 1, 1, 2, true, false},  // default
       {7, 2, 0.9f, 1.2f, 0, 1, 1, 1, false, false},    // fast
       {15, 8, 0.8f, 1.07f, 2, 2, 4, 2, true, false},   // best
   };
