@@ -28,7 +28,7 @@ def test_a_block_runs(number, tmp_path, monkeypatch):
 
 def test_the_commands_for_c(tmp_path):
     if shutil.which("cc") is None:
-        pytest.skip("needs cc")
+        pytest.skip("this machine has no C compiler named cc")
     (commands,) = re.findall(r"```\n(include=.*?)```", README, flags=re.DOTALL)
     shutil.copy(Path(__file__).parent / "native" / "example.c", tmp_path)
     script = f'python() {{ "{sys.executable}" "$@"; }}\nset -e\n{commands}./example'

@@ -7,8 +7,9 @@ static constexpr float kLeastImportance = 1e-10f;
 // number next to weights that are far smaller.
 static constexpr float kTooCoarse = 64.0f;
 
-template <int kSize>
 struct BlockInput {
+  enum : int { kSize = 256 };
+
   alignas(64) float w[kSize];           // w * 2^-exponent: magnitudes up to 1
   alignas(64) float importance[kSize];  // up to 1
   int exponent;

@@ -667,7 +667,7 @@ class GridBlock {
     }
   }
 
-  BlockInput<256> input_;
+  BlockInput input_;
   IntVec odd_[kEights][kSubVectors];  // eights of the wrong parity
   Subs rms_;                          // of a sub-block, weighted by importance
   Subs total_;                        // importance of a sub-block

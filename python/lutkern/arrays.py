@@ -6,6 +6,7 @@ They are read in place if the numbers of a row lie side by side; any other arran
 
 from __future__ import annotations
 
+import operator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -133,3 +134,14 @@ def expect_dimensions(operation: str, name: str, array: npt.NDArray[Any], *expec
     if array.ndim not in expected:
         wanted = " or ".join(str(n) for n in expected)
         raise ValueError(f"{operation}: {name} has {array.ndim} dimensions, expected {wanted}")
+
+
+def whole_number(operation: str, name: str, value: Any, limit: int) -> int:
+    """Return `value` as an int. TypeError if it is no whole number, ValueError if it is not from 1 to `limit`."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{operation}: {name} is {type(value).__name__}, expected a whole number") from None
+    if not 1 <= number <= limit:
+        raise ValueError(f"{operation}: {name} is {number}, expected 1 to {limit}")
+    return number

@@ -12,7 +12,7 @@ from typing import Any, final
 import numpy as np
 import numpy.typing as npt
 
-from .arrays import as_array
+from .arrays import as_array, whole_number
 from .gguf_metadata import MAX_NAME_BYTES, quoted
 from .importance_entry import Cleaned, Entry, Float64s, Int64s, clean
 from .importance_files import KINDS, MAX_INT32, Content, read_file, write_file
@@ -46,7 +46,7 @@ class Importance:
     """
 
     def __init__(self, *, chunk_size: int = DEFAULT_CHUNK_SIZE) -> None:
-        self._chunk_size = _whole("Importance", "chunk_size", chunk_size, MAX_INT32)
+        self._chunk_size = whole_number("Importance", "chunk_size", chunk_size, MAX_INT32)
         self._chunk_count = 0
         self._entries: dict[str, Entry] = {}
         self.datasets: list[str] = []
@@ -131,7 +131,7 @@ class Importance:
         if experts is not None:
             if expert_ids is None:
                 raise ValueError(f"{where}: experts came without expert_ids, expected both")
-            experts = _whole(where, "experts", experts, MAX_EXPERTS)
+            experts = whole_number(where, "experts", experts, MAX_EXPERTS)
         if expert_ids is None:
             self._dense_entry(where, name, rows.shape[1]).add(rows, None)
             return
@@ -319,16 +319,6 @@ def _checked_name(name: Any) -> str:
     if not 1 <= n_bytes <= MAX_NAME_BYTES:
         raise ValueError(f"Importance.update: name has {n_bytes} bytes, expected 1 to {MAX_NAME_BYTES}")
     return quoted(name)
-
-
-def _whole(where: str, what: str, value: Any, limit: int) -> int:
-    try:
-        number = operator.index(value)
-    except TypeError:
-        raise TypeError(f"{where}: {what} is {type(value).__name__}, expected a whole number") from None
-    if not 1 <= number <= limit:
-        raise ValueError(f"{where}: {what} is {number}, expected 1 to {limit}")
-    return number
 
 
 def _rows_input(where: str, x: Any) -> tuple[npt.NDArray[Any], tuple[int, ...]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 import os
 import platform
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from . import _core
+from .arrays import whole_number
 from .formats import Format, find_format, formats
 
 _OPERATIONS = {"dequantize": 0, "matvec": 1, "matmul": 2, "moe": 3, "pack": 4}  # lutkern_operation
@@ -73,15 +73,7 @@ def set_num_threads(n: int | None) -> None:
 
 def thread_count(operation: str, n: int | None) -> int:
     """Return `n` as the native side takes it, 0 for None; ValueError or TypeError if it is no number of threads."""
-    if n is None:
-        return 0
-    try:
-        count = operator.index(n)
-    except TypeError:
-        raise TypeError(f"{operation}: threads is {type(n).__name__}, expected a whole number") from None
-    if not 1 <= count <= _MAX_THREADS:
-        raise ValueError(f"{operation}: threads is {count}, expected 1 to {_MAX_THREADS}")
-    return count
+    return 0 if n is None else whole_number(operation, "threads", n, _MAX_THREADS)
 
 
 def num_threads() -> int:
