@@ -45,6 +45,9 @@ static inline void prefetch(const uint8_t* p, int64_t bytes) {
   for (int64_t at = 0; at < bytes; at += 64) _mm_prefetch(reinterpret_cast<const char*>(p + at + 4096), _MM_HINT_T0);
 }
 
+static inline Vi8 above(Vi8 v, int8_t limit) {
+  return reinterpret_cast<Vi8>(_mm256_cmpgt_epi8(raw(v), _mm256_set1_epi8(limit)));
+}
 static inline Vf32 float_of(Vi32 v) { return _mm256_cvtepi32_ps(raw(v)); }
 static inline Vf32 fma(Vf32 a, Vf32 b, Vf32 c) { return _mm256_fmadd_ps(a, b, c); }
 static inline Vf32 halves(const uint8_t* p) {
@@ -132,57 +135,151 @@ static inline Vi32 dot(const Vu8* code, const Vi8* x) {
 
 // ---- codebook rows ----
 
-static inline Vu8 four_rows(uint64_t a, uint64_t b, uint64_t c, uint64_t d) {
-  return reinterpret_cast<Vu8>(_mm256_set_epi64x(static_cast<int64_t>(d), static_cast<int64_t>(c),
-                                                 static_cast<int64_t>(b), static_cast<int64_t>(a)));
-}
-
-static inline void columns_of(Vu8 rows0145, Vu8 rows2367, Vu8* code) {
-  const __m256 a = reinterpret_cast<__m256>(rows0145);
-  const __m256 b = reinterpret_cast<__m256>(rows2367);
-  code[0] = reinterpret_cast<Vu8>(_mm256_shuffle_ps(a, b, 0x88));
-  code[1] = reinterpret_cast<Vu8>(_mm256_shuffle_ps(a, b, 0xdd));
-}
-
 // Row numbers of more than 8 bits: four for each row, as 16-bit numbers, rows in the order 0 1 4 5 2 3 6 7
 struct RowNumbers {
   alignas(32) uint16_t number[32];
-  inline RowNumbers(Vu8 low, Vu8 high) {
+  inline void put(Vu8 low, Vu8 high) {
     _mm256_store_si256(reinterpret_cast<__m256i*>(number), _mm256_unpacklo_epi8(raw(low), raw(high)));
     _mm256_store_si256(reinterpret_cast<__m256i*>(number + 16), _mm256_unpackhi_epi8(raw(low), raw(high)));
+    asm("" : "+m"(number));  // through memory: cutting them out of a register takes more instructions
   }
-  inline const uint16_t* of(int i) const { return number + i; }
 };
 
-template <int kRows>
-static inline void grid8(const Codebook<uint64_t, kRows>& grid, const uint8_t* n, Vu8* code) {
-  columns_of(four_rows(grid.row[n[0]], grid.row[n[4]], grid.row[n[16]], grid.row[n[20]]),
-             four_rows(grid.row[n[8]], grid.row[n[12]], grid.row[n[24]], grid.row[n[28]]), code);
-}
-template <int kRows>
-static inline void grid8(const Codebook<uint64_t, kRows>& grid, const uint16_t* n, Vu8* code) {
-  columns_of(four_rows(grid.row[n[0]], grid.row[n[4]], grid.row[n[8]], grid.row[n[12]]),
-             four_rows(grid.row[n[16]], grid.row[n[20]], grid.row[n[24]], grid.row[n[28]]), code);
+// Row number i of row r: of 8-bit numbers, which lie in the tile, or of RowNumbers
+static inline uint32_t number_of(const uint8_t* index, int r, int i) { return index[4 * r + i]; }
+static inline uint32_t number_of(const RowNumbers& n, int r, int i) {
+  return n.number[4 * (r & 1) + 16 * (r >> 1 & 1) + 8 * (r >> 2) + i];
 }
 
-static inline Vu8 eight_words(uint32_t a, uint32_t b, uint32_t c, uint32_t d, uint32_t e, uint32_t f, uint32_t g,
-                              uint32_t h) {
-  return reinterpret_cast<Vu8>(Vu32{a, b, c, d, e, f, g, h});
+static inline __m128i two_rows(const uint64_t* a, const uint64_t* b) {
+  const __m128d first = _mm_castsi128_pd(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(a)));
+  return _mm_castpd_si128(_mm_loadh_pd(first, reinterpret_cast<const double*>(b)));
 }
-template <int kRows>
-static inline Vu8 grid4(const Codebook<uint32_t, kRows>& grid, const uint8_t* n) {
-  return eight_words(grid.row[n[0]], grid.row[n[4]], grid.row[n[8]], grid.row[n[12]], grid.row[n[16]], grid.row[n[20]],
-                     grid.row[n[24]], grid.row[n[28]]);
+
+// Columns 8 i .. 8 i + 7 of the rows r, r + 1, r + 4, r + 5, for i = 0 .. 3
+template <int kRows, class Numbers>
+static inline void rows_of_8(const Codebook<uint64_t, kRows>& grid, const Numbers& numbers, int r, __m256i* rows) {
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    const auto row = [&](int at) { return grid.row + number_of(numbers, at, i); };
+    rows[i] = _mm256_set_m128i(two_rows(row(r + 4), row(r + 5)), two_rows(row(r), row(r + 1)));
+  }
 }
-template <int kRows>
-static inline Vu8 grid4(const Codebook<uint32_t, kRows>& grid, const uint16_t* n) {
-  return eight_words(grid.row[n[0]], grid.row[n[4]], grid.row[n[16]], grid.row[n[20]], grid.row[n[8]], grid.row[n[12]],
-                     grid.row[n[24]], grid.row[n[28]]);
+
+// All 32 columns of rows 0 .. 7
+template <int kRows, class Numbers>
+static inline void grid8(const Codebook<uint64_t, kRows>& grid, const Numbers& numbers, Vu8* code) {
+  __m256i even[4];
+  __m256i odd[4];
+  rows_of_8(grid, numbers, 0, even);
+  rows_of_8(grid, numbers, 2, odd);
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    const __m256 a = _mm256_castsi256_ps(even[i]);
+    const __m256 b = _mm256_castsi256_ps(odd[i]);
+    code[2 * i] = reinterpret_cast<Vu8>(_mm256_shuffle_ps(a, b, 0x88));
+    code[2 * i + 1] = reinterpret_cast<Vu8>(_mm256_shuffle_ps(a, b, 0xdd));
+  }
+}
+
+// A row of the codebook joins a vector at its place by a load that begins as much before it, and a blend: no shuffle.
+template <int kPlace>
+static inline __m128i joined(__m128i rows, const uint32_t* row) {
+  return _mm_blend_epi32(rows, _mm_loadu_si128(reinterpret_cast<const __m128i*>(row - kPlace)), 1 << kPlace);
+}
+static inline __m128i four_words(const uint32_t* a, const uint32_t* b, const uint32_t* c, const uint32_t* d) {
+  return joined<3>(joined<2>(joined<1>(_mm_loadu_si128(reinterpret_cast<const __m128i*>(a)), b), c), d);
+}
+
+// 16 columns of rows 0 .. 7
+template <int kRows, class Numbers>
+static inline void grid4(const Codebook<uint32_t, kRows>& grid, const Numbers& numbers, Vu8* code) {
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    const auto row = [&](int r) { return grid.row + number_of(numbers, r, i); };
+    code[i] = reinterpret_cast<Vu8>(
+        _mm256_set_m128i(four_words(row(4), row(5), row(6), row(7)), four_words(row(0), row(1), row(2), row(3))));
+  }
 }
 
 #include "tile_codes.inl.h"
 
 #include "tile_grids.inl.h"
+
+// ---- matrix times vector with codebook rows of 8 columns ----
+//
+// Two lanes are one row here, four rows a vector: what the loads give needs no shuffle, and two vectors become lanes of
+// one row each by one addition at the end.
+
+template <class Codes>
+struct OwnGridSum {
+  static constexpr bool kExists = false;
+  static inline Vi32 run(Codes&, int, const int8_t*) { return Vi32{}; }
+};
+
+static inline __m256i broadcast8(const int8_t* q) {
+  int64_t eight = 0;
+  __builtin_memcpy(&eight, q, sizeof(eight));
+  return _mm256_set1_epi64x(eight);
+}
+
+// The sums of rows r, r + 1, r + 4, r + 5. sign: bit 7 of each byte belongs to the columns 24 .. 31; scale of the first
+// and of the second 16 columns.
+template <int kRows, class Numbers>
+static inline __m256i sum_of_8(const Codebook<uint64_t, kRows>& grid, const Numbers& numbers, int r, const __m256i* x,
+                               __m256i sign, __m256i first, __m256i second) {
+  __m256i rows[4];
+  __m256i pairs[4];
+  rows_of_8(grid, numbers, r, rows);
+#pragma GCC unroll 4
+  for (int i = 3; i >= 0; --i) {
+    const __m256i minus = _mm256_sub_epi8(_mm256_setzero_si256(), x[i]);
+    pairs[i] = _mm256_maddubs_epi16(rows[i], _mm256_blendv_epi8(x[i], minus, sign));
+    sign = _mm256_slli_epi16(sign, 2);  // what comes from the byte below stays under bit 7
+  }
+  return _mm256_add_epi32(_mm256_madd_epi16(_mm256_add_epi16(pairs[0], pairs[1]), first),
+                          _mm256_madd_epi16(_mm256_add_epi16(pairs[2], pairs[3]), second));
+}
+
+template <int kRows, class Numbers>
+static inline Vi32 sum_of_grid8(const Codebook<uint64_t, kRows>& grid, const Numbers& numbers, const int8_t* q,
+                                Vu32 signs, Vi16 first, Vi16 second) {
+  const __m256i x[4] = {broadcast8(q), broadcast8(q + 8), broadcast8(q + 16), broadcast8(q + 24)};
+  // The odd bits belong to the upper four columns.
+  const __m256i odd = raw(signs);
+  const __m256i even = _mm256_add_epi8(odd, odd);
+  const __m256i f = raw(first);
+  const __m256i s = raw(second);
+  const __m256 a = _mm256_castsi256_ps(sum_of_8(grid, numbers, 0, x, _mm256_unpacklo_epi32(even, odd),
+                                                _mm256_unpacklo_epi32(f, f), _mm256_unpacklo_epi32(s, s)));
+  const __m256 b = _mm256_castsi256_ps(sum_of_8(grid, numbers, 2, x, _mm256_unpackhi_epi32(even, odd),
+                                                _mm256_unpackhi_epi32(f, f), _mm256_unpackhi_epi32(s, s)));
+  return reinterpret_cast<Vi32>(_mm256_castps_si256(_mm256_shuffle_ps(a, b, 0x88))) +
+         reinterpret_cast<Vi32>(_mm256_castps_si256(_mm256_shuffle_ps(a, b, 0xdd)));
+}
+
+template <>
+struct OwnGridSum<TileCodes<Iq2Xxs>> {
+  static constexpr bool kExists = true;
+  static inline Vi32 run(TileCodes<Iq2Xxs>& c, int g, const int8_t* q) {
+    const Vi16 scale = c.scales(g);
+    return sum_of_grid8(kIq2XxsGrid, c.numbers(g), q, c.signs(g), scale, scale);
+  }
+};
+template <>
+struct OwnGridSum<TileCodes<Iq2Xs>> {
+  static constexpr bool kExists = true;
+  static inline Vi32 run(TileCodes<Iq2Xs>& c, int g, const int8_t* q) {
+    return sum_of_grid8(kIq2XsGrid, c.numbers(g), q, c.signs(g), c.nibble.twice(g, 0), c.nibble.twice(g, 1));
+  }
+};
+template <>
+struct OwnGridSum<TileCodes<Iq2S>> {
+  static constexpr bool kExists = true;
+  static inline Vi32 run(TileCodes<Iq2S>& c, int g, const int8_t* q) {
+    return sum_of_grid8(kIq2SGrid, c.numbers(g), q, c.signs(g), c.nibble.twice(g, 0), c.nibble.twice(g, 1));
+  }
+};
 
 #include "tile_gemv.inl.h"
 

@@ -42,6 +42,7 @@ struct Plan {
   static constexpr int kScales = kScalesV;
   static constexpr bool kMinimum = kMinimumV;
   static constexpr bool kFloatOffset = kFloatOffsetV;
+  static constexpr bool kSigned = false;
 };
 
 // ---- 2-bit codes, four of them to a byte: byte m of 32 holds the columns m, m + 32, m + 64, m + 96 ----
@@ -274,10 +275,9 @@ struct TileCodes<Mxfp4> : Plan<1, 24, 12, 0>, TileBody {
 
 // Bytes of five digits each, see tiles/ternary.h: the top digit, and the bytes with the next one on top.
 static inline Vu8 top_digit(Vu8 q) {
-  const Vi8 above = reinterpret_cast<Vi8>(q);
-  const Vi8 first = Vi8(above > Vi8{} - 43);   // -1 from 86 - 128 on
-  const Vi8 second = Vi8(above > Vi8{} + 42);  // -1 from 171 - 128 on
-  return reinterpret_cast<Vu8>(-(first + second));
+  const Vi8 number = reinterpret_cast<Vi8>(q);
+  // -1 from 86 - 128 on, and from 171 - 128 on
+  return reinterpret_cast<Vu8>(-(above(number, -43) + above(number, 42)));
 }
 
 template <>

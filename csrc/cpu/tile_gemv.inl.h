@@ -25,10 +25,32 @@ static inline Vi32 scaled_dot(const Vu8* code, const Vi8* x, Vi16 scales) {
   }
 }
 
+// The signs of a codebook format move to the activation.
+template <class Codes>
+static inline Vi32 grid_sum(Codes& codes, int g, const int8_t* q) {
+  Vu8 code[8];
+  Vi8 x[8];
+  load_x(q, x);
+  codes.magnitudes(g, code);
+  Vu8 sign = reinterpret_cast<Vu8>(codes.signs(g));
+  for (int v = 7; v >= 0; --v, sign += sign) x[v] = negate_where(x[v], sign);
+  const Vi16 scales = codes.scales(g);
+  if constexpr (Codes::kScales == 1) {
+    return dot_scaled<Codes::kLargest, 8>(code, x, scales);
+  } else {
+    return dot_scaled<Codes::kLargest, 4>(code, x, low_twice(scales)) +
+           dot_scaled<Codes::kLargest, 4>(code + 4, x + 4, high_twice(scales));
+  }
+}
 // One group: codes and their offset
 template <class Codes>
-static inline Vi32 group_sum(Codes& codes, int g, const Vi8* x, const int16_t*, const int16_t* sum16) {
+static inline Vi32 group_sum(Codes& codes, int g, const int8_t* q, const int16_t*, const int16_t* sum16) {
+  if constexpr (Codes::kSigned) {
+    return OwnGridSum<Codes>::kExists ? OwnGridSum<Codes>::run(codes, g, q) : grid_sum(codes, g, q);
+  }
   Vu8 code[8];
+  Vi8 x[8];
+  load_x(q, x);
   codes.codes(g, code);
   if constexpr (Codes::kScales == 0) {
     const Vi32 sum = scaled_dot<Codes>(code, x, Vi16{});
@@ -40,41 +62,11 @@ static inline Vi32 group_sum(Codes& codes, int g, const Vi8* x, const int16_t*, 
   }
 }
 
-// The signs of a codebook format move to the activation.
-template <class Codes>
-static inline Vi32 grid_group_sum(Codes& codes, int g, const Vi8* x) {
-  Vu8 code[8];
-  Vi8 signed_x[8];
-  codes.magnitudes(g, code);
-  Vu8 sign = reinterpret_cast<Vu8>(codes.signs(g));
-  for (int v = 7; v >= 0; --v, sign += sign) signed_x[v] = negate_where(x[v], sign);
-  const Vi16 scales = codes.scales(g);
-  if constexpr (Codes::kScales == 1) {
-    return dot_scaled<Codes::kLargest, 8>(code, signed_x, scales);
-  } else {
-    return dot_scaled<Codes::kLargest, 4>(code, signed_x, low_twice(scales)) +
-           dot_scaled<Codes::kLargest, 4>(code + 4, signed_x + 4, high_twice(scales));
-  }
-}
-static inline Vi32 group_sum(TileCodes<Iq2Xxs>& c, int g, const Vi8* x, const int16_t*, const int16_t*) {
-  return grid_group_sum(c, g, x);
-}
-static inline Vi32 group_sum(TileCodes<Iq2Xs>& c, int g, const Vi8* x, const int16_t*, const int16_t*) {
-  return grid_group_sum(c, g, x);
-}
-static inline Vi32 group_sum(TileCodes<Iq2S>& c, int g, const Vi8* x, const int16_t*, const int16_t*) {
-  return grid_group_sum(c, g, x);
-}
-static inline Vi32 group_sum(TileCodes<Iq3Xxs>& c, int g, const Vi8* x, const int16_t*, const int16_t*) {
-  return grid_group_sum(c, g, x);
-}
-static inline Vi32 group_sum(TileCodes<Iq3S>& c, int g, const Vi8* x, const int16_t*, const int16_t*) {
-  return grid_group_sum(c, g, x);
-}
-
 // IQ1: eight times the digits, and what the shifts of one eighth and the 1 in digit - 1 make of sums of activations.
-static inline Vi32 group_sum(TileCodes<Iq1S>& c, int g, const Vi8* x, const int16_t*, const int16_t* sum16) {
+static inline Vi32 group_sum(TileCodes<Iq1S>& c, int g, const int8_t* q, const int16_t*, const int16_t* sum16) {
   Vu8 digit[8];
+  Vi8 x[8];
+  load_x(q, x);
   c.draw(g, digit);
   const Vi16 odd = c.scales(g);
   const Vi16 minus = reinterpret_cast<Vi16>(c.minus(g));
@@ -83,8 +75,10 @@ static inline Vi32 group_sum(TileCodes<Iq1S>& c, int g, const Vi8* x, const int1
   return (dot_scaled<2, 8>(digit, x, odd) << 3) - pair_dot(seven_or_nine, sum16);
 }
 
-static inline Vi32 group_sum(TileCodes<Iq1M>& c, int g, const Vi8* x, const int16_t* sum8, const int16_t*) {
+static inline Vi32 group_sum(TileCodes<Iq1M>& c, int g, const int8_t* q, const int16_t* sum8, const int16_t*) {
   Vu8 digit[8];
+  Vi8 x[8];
+  load_x(q, x);
   c.draw(g, digit);
   const Vi16 scales = c.scales(g);
   Vi32 sum{};
@@ -106,6 +100,8 @@ static inline Vf32 panel_dot(const uint8_t* body, const uint8_t* tail, int64_t n
   using Codes = TileCodes<Block>;
   using T = Tile<Block>;
   const int8_t* q = x.q + column;
+  // Addresses come from these two with small offsets, not from one register for each.
+  asm("" : "+r"(q), "+r"(body));
   const float* scale = x.scale + column / kActivationGroup;
   const int16_t* sum8 = x.sum + column / kSumGroup;
   const int16_t* sum16 = x.sum16 + column / 16;
@@ -113,9 +109,7 @@ static inline Vf32 panel_dot(const uint8_t* body, const uint8_t* tail, int64_t n
   if constexpr (Codes::kGroups == 1) {
     for (int64_t t = 0; t < n_tiles; ++t) {
       Codes codes(body + t * (T::kWords * 4 * kTileRows), tail + t * (T::kTailBytes * kTileRows));
-      Vi8 xs[8];
-      load_x(q + 32 * t, xs);
-      const Vf32 sum = float_of(group_sum(codes, 0, xs, sum8 + 4 * t, sum16 + 2 * t));
+      const Vf32 sum = float_of(group_sum(codes, 0, q + 32 * t, sum8 + 4 * t, sum16 + 2 * t));
       acc = fma(sum, codes.factor() * scale[t], acc);
       if constexpr (Codes::kFloatOffset) {
         acc += codes.float_offset() * (scale[t] * static_cast<float>(sum16[2 * t] + sum16[2 * t + 1]));
@@ -127,10 +121,8 @@ static inline Vf32 panel_dot(const uint8_t* body, const uint8_t* tail, int64_t n
     Vf32 minimum{};
 #pragma GCC unroll 8
     for (int g = 0; g < 8; ++g) {
-      Vi8 xs[8];
-      load_x(q + 32 * g, xs);
       const Vf32 x_scale = Vf32{} + scale[g];
-      acc = fma(float_of(group_sum(codes, g, xs, sum8 + 4 * g, sum16 + 2 * g)), x_scale, acc);
+      acc = fma(float_of(group_sum(codes, g, q + 32 * g, sum8 + 4 * g, sum16 + 2 * g)), x_scale, acc);
       if constexpr (Codes::kMinimum) {
         minimum = fma(float_of(pair_dot(codes.minima(g), sum16 + 2 * g)), x_scale, minimum);
       }

@@ -31,12 +31,13 @@ static inline Vi16 odd_pair(Vu32 s) {
 
 template <class Derived, int kMaximum, int kOffsetV, int kScalesV>
 struct GridCodes : Plan<8, 2 * kOffsetV, kOffsetV, kScalesV>, TileBody {
+  static constexpr bool kSigned = true;
   static constexpr int kLargest = kMaximum;
   const uint8_t* tail;
   inline GridCodes(const uint8_t* body_, const uint8_t* tail_) : TileBody{body_}, tail(tail_) {}
 
-  inline void codes(int g, Vu8* code) const {
-    const Derived& self = static_cast<const Derived&>(*this);
+  inline void codes(int g, Vu8* code) {
+    Derived& self = static_cast<Derived&>(*this);
     self.magnitudes(g, code);
     Vu32 sign = self.signs(g);
     for (int v = 7; v >= 0;
@@ -50,9 +51,8 @@ struct GridCodes : Plan<8, 2 * kOffsetV, kOffsetV, kScalesV>, TileBody {
 template <>
 struct TileCodes<Iq2Xxs> : GridCodes<TileCodes<Iq2Xxs>, 43, 43, 1> {
   using GridCodes::GridCodes;
-  inline void magnitudes(int g, Vu8* code) const {
-    for (int i = 0; i < 4; ++i) grid8(kIq2XxsGrid, body + 64 * (2 * g) + i, code + 2 * i);
-  }
+  inline const uint8_t* numbers(int g) const { return body + 64 * (2 * g); }
+  inline void magnitudes(int g, Vu8* code) const { grid8(kIq2XxsGrid, numbers(g), code); }
   inline Vu32 signs(int g) const { return with_parity_signs(word(2 * g + 1)); }
   inline Vi16 scales(int g) const { return odd_pair(extra_nibble(word(2 * g + 1))); }
   inline Vf32 factor() const { return halves(tail) * 0.125f; }
@@ -80,17 +80,22 @@ struct NibbleScales {
 template <>
 struct TileCodes<Iq2Xs> : GridCodes<TileCodes<Iq2Xs>, 43, 43, 2> {
   NibbleScales nibble;
-  inline TileCodes(const uint8_t* body_, const uint8_t* tail_) : GridCodes(body_, tail_), nibble(word(16), word(17)) {}
+  RowNumbers next[2];
+  inline TileCodes(const uint8_t* body_, const uint8_t* tail_) : GridCodes(body_, tail_), nibble(word(16), word(17)) {
+    prepare(0);
+  }
   // The ninth bits of a group, to bit 0 of the byte of their index
   inline Vu8 ninth(int g) const {
     const Vu32 extra = word(8 + g);
     const Vu8 one_of_each = reinterpret_cast<Vu8>(byte_all(extra, 3) & splat(0x80200802u));
     return Vu8(one_of_each != 0) & 1;
   }
-  inline void magnitudes(int g, Vu8* code) const {
-    RowNumbers numbers(reinterpret_cast<Vu8>(word(g)), ninth(g));
-    for (int i = 0; i < 4; ++i) grid8(kIq2XsGrid, numbers.of(i), code + 2 * i);
+  inline void prepare(int g) { next[g % 2].put(reinterpret_cast<Vu8>(word(g)), ninth(g)); }
+  inline const RowNumbers& numbers(int g) {
+    if (g < 7) prepare(g + 1);
+    return next[g % 2];
   }
+  inline void magnitudes(int g, Vu8* code) { grid8(kIq2XsGrid, numbers(g), code); }
   inline Vu32 signs(int g) const { return with_parity_signs(word(8 + g)); }
   inline Vi16 scales(int g) const { return nibble.pair(g); }
   inline Vf32 factor() const { return halves(tail) * 0.125f; }
@@ -99,11 +104,18 @@ struct TileCodes<Iq2Xs> : GridCodes<TileCodes<Iq2Xs>, 43, 43, 2> {
 template <>
 struct TileCodes<Iq2S> : GridCodes<TileCodes<Iq2S>, 43, 43, 2> {
   NibbleScales nibble;
-  inline TileCodes(const uint8_t* body_, const uint8_t* tail_) : GridCodes(body_, tail_), nibble(word(18), word(19)) {}
-  inline void magnitudes(int g, Vu8* code) const {
-    RowNumbers numbers(reinterpret_cast<Vu8>(word(g)), bytes_of(word(16 + g / 4), 2 * (g % 4), 3));
-    for (int i = 0; i < 4; ++i) grid8(kIq2SGrid, numbers.of(i), code + 2 * i);
+  RowNumbers next[2];
+  inline TileCodes(const uint8_t* body_, const uint8_t* tail_) : GridCodes(body_, tail_), nibble(word(18), word(19)) {
+    prepare(0);
   }
+  inline void prepare(int g) {
+    next[g % 2].put(reinterpret_cast<Vu8>(word(g)), bytes_of(word(16 + g / 4), 2 * (g % 4), 3));
+  }
+  inline const RowNumbers& numbers(int g) {
+    if (g < 7) prepare(g + 1);
+    return next[g % 2];
+  }
+  inline void magnitudes(int g, Vu8* code) { grid8(kIq2SGrid, numbers(g), code); }
   inline Vu32 signs(int g) const { return word(8 + g); }
   inline Vi16 scales(int g) const { return nibble.pair(g); }
   inline Vf32 factor() const { return halves(tail) * 0.125f; }
@@ -113,7 +125,8 @@ template <>
 struct TileCodes<Iq3Xxs> : GridCodes<TileCodes<Iq3Xxs>, 62, 62, 1> {
   using GridCodes::GridCodes;
   inline void magnitudes(int g, Vu8* code) const {
-    for (int v = 0; v < 8; ++v) code[v] = grid4(kIq3XxsGrid, body + 64 * (2 * g + v / 4) + v % 4);
+    grid4(kIq3XxsGrid, body + 64 * (2 * g), code);
+    grid4(kIq3XxsGrid, body + 64 * (2 * g + 1), code + 4);
   }
   inline Vu32 signs(int g) const { return with_parity_signs(word(16 + g)); }
   inline Vi16 scales(int g) const { return odd_pair(extra_nibble(word(16 + g))); }
@@ -122,12 +135,15 @@ struct TileCodes<Iq3Xxs> : GridCodes<TileCodes<Iq3Xxs>, 62, 62, 1> {
 
 template <>
 struct TileCodes<Iq3S> : GridCodes<TileCodes<Iq3S>, 15, 15, 1> {
-  using GridCodes::GridCodes;
-  inline void magnitudes(int g, Vu8* code) const {
-    for (int a = 0; a < 2; ++a) {
-      RowNumbers numbers(reinterpret_cast<Vu8>(word(2 * g + a)), bytes_of(word(16 + a), g, 1));
-      for (int i = 0; i < 4; ++i) code[4 * a + i] = grid4(kIq3SGrid, numbers.of(i));
-    }
+  RowNumbers next[2][2];
+  inline TileCodes(const uint8_t* body_, const uint8_t* tail_) : GridCodes(body_, tail_) { prepare(0); }
+  inline void prepare(int g) {
+    for (int a = 0; a < 2; ++a)
+      next[g % 2][a].put(reinterpret_cast<Vu8>(word(2 * g + a)), bytes_of(word(16 + a), g, 1));
+  }
+  inline void magnitudes(int g, Vu8* code) {
+    if (g < 7) prepare(g + 1);
+    for (int a = 0; a < 2; ++a) grid4(kIq3SGrid, next[g % 2][a], code + 4 * a);
   }
   inline Vu32 signs(int g) const { return word(18 + g); }
   inline Vi16 scales(int g) const { return odd_pair((word(26) >> (4 * g)) & 15); }
