@@ -17,6 +17,7 @@
 #include "threads.h"
 
 #include <pthread.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdlib.h>
 
@@ -26,7 +27,6 @@
 #include <initializer_list>
 #include <mutex>
 #include <new>
-#include <thread>
 
 #include "processors.h"
 
@@ -38,7 +38,7 @@ using Clock = std::chrono::steady_clock;
 constexpr int kMaxThreads = 1024;
 constexpr int64_t kMaxPieces = int64_t{1} << 31;
 constexpr std::chrono::microseconds kSpin{100};     // longer than the gap between two operations of a decode step
-constexpr std::chrono::microseconds kPatience{50};  // a few pieces: who takes longer has lost its processor
+constexpr std::chrono::microseconds kPatience{25};  // a few pieces: who takes longer has lost its processor
 constexpr size_t kLine = 128;                       // processors fetch cache lines of 64 bytes in pairs
 
 // The pieces of a share that nobody has taken: the first in the upper half of the word, one past the last in the lower.
@@ -75,6 +75,7 @@ struct Pool {
   // Threads of the job. Right for those who hold a piece, a hint for others.
   std::atomic<int> threads{0};
   std::atomic<uint64_t> generation{0};
+  std::atomic<int> processor{-1};  // where the caller was
 
   alignas(kLine) std::atomic<int> to_wake{kMaxThreads};  // the next seat to be woken
   alignas(kLine) std::atomic<int64_t> left{0};           // pieces that have not been run
@@ -89,7 +90,8 @@ struct Pool {
 };
 
 std::atomic<Pool*> g_pool{nullptr};
-std::atomic<int> g_threads{0};  // 0: not decided yet
+std::atomic<int> g_threads{0};     // 0: not decided yet
+std::atomic<int> g_processors{1};  // when g_threads was decided
 
 // The child of a fork has none of the workers; their pool is left behind, its locks may be held by threads that no
 // longer exist.
@@ -98,22 +100,32 @@ void forget_pool() { g_pool.store(nullptr, std::memory_order_relaxed); }
 // Registered when the library is loaded: later, a fork on another thread could come between the pool and its handler.
 const bool g_fork_is_safe = pthread_atfork(nullptr, nullptr, forget_pool) == 0;
 
+// The number of the processor that runs the thread, -1 where this is not known.
+int this_processor() {
+#if defined(__linux__)
+  return sched_getcpu();
+#else
+  return -1;
+#endif
+}
+
 void relax() {
 #if defined(__x86_64__)
   __builtin_ia32_pause();
 #endif
 }
 
-// Whether ready() became true within a time. Gives the processor to whoever else wants it.
+// Whether ready() became true within a time. It does not yield: a scheduler may take that for giving up the share of
+// the processor that is the thread's due. Where threads outnumber processors they would spin in each other's way.
 template <typename Ready>
-bool spin(Clock::duration time, Ready ready) {
+bool spin(const Pool& pool, Clock::duration time, Ready ready) {
+  if (pool.threads.load(std::memory_order_relaxed) > g_processors.load(std::memory_order_relaxed)) return false;
   const Clock::time_point deadline = Clock::now() + time;
   do {
     for (int i = 0; i < 16; ++i) {
       if (ready()) return true;
       relax();
     }
-    std::this_thread::yield();
   } while (Clock::now() < deadline);
   return false;
 }
@@ -196,6 +208,12 @@ bool is_called(Seat& seat, uint64_t* seen) {
   return seat.number < seat.pool->threads.load(std::memory_order_acquire);
 }
 
+// A worker that spun on the caller's processor would wait for what it keeps from coming.
+bool is_in_the_way(const Pool& pool) {
+  const int processor = this_processor();
+  return processor >= 0 && processor == pool.processor.load(std::memory_order_relaxed);
+}
+
 void* worker(void* argument) {
 #if defined(__linux__)
   pthread_setname_np(pthread_self(), "lutkern");
@@ -206,7 +224,7 @@ void* worker(void* argument) {
   uint64_t seen = 0;
   for (;;) {
     const auto called = [&] { return is_called(seat, &seen); };
-    if (!spin(kSpin, called)) {
+    if (is_in_the_way(*seat.pool) || !spin(*seat.pool, kSpin, called)) {
       std::unique_lock<std::mutex> lock(seat.mutex);
       seat.parked.store(true);
       seat.wake.wait(lock, called);
@@ -270,6 +288,7 @@ Pool* enter() {
 
 void publish(Pool& pool, int64_t pieces, int threads) {
   pool.to_wake.store(kMaxThreads, std::memory_order_relaxed);
+  pool.processor.store(this_processor(), std::memory_order_relaxed);
   pool.left.store(pieces, std::memory_order_relaxed);
   pool.threads.store(threads, std::memory_order_release);
   for (int i = 0; i < threads; ++i) {
@@ -282,7 +301,7 @@ void publish(Pool& pool, int64_t pieces, int threads) {
 
 void wait_for_all(Pool& pool) {
   const auto done = [&] { return pool.left.load() == 0; };
-  if (spin(kPatience, done)) return;
+  if (spin(pool, kPatience, done)) return;
   std::unique_lock<std::mutex> lock(pool.mutex);
   pool.caller_parked.store(true);
   pool.all_done.wait(lock, done);
@@ -310,8 +329,10 @@ int threads_from_environment() {
 const char* invalid_thread_count() { return threads_from_environment() < 0 ? getenv("LUTKERN_NUM_THREADS") : nullptr; }
 
 void set_num_threads(int n) {
+  const int processors = usable_processors();
+  g_processors.store(processors, std::memory_order_relaxed);
   if (n == 0) n = threads_from_environment();
-  if (n <= 0) n = usable_processors();
+  if (n <= 0) n = processors;
   g_threads.store(n < kMaxThreads ? n : kMaxThreads);
   if (Pool* pool = g_pool.load(std::memory_order_acquire))
     pool->no_more_threads.store(false, std::memory_order_relaxed);
@@ -323,8 +344,9 @@ int num_threads() {
 }
 
 void parallel_for(void* context, int64_t n, int64_t grain, RangeFn fn, void* state) {
+  const int by_default = num_threads();
   int64_t threads = reinterpret_cast<intptr_t>(context);
-  if (threads < 1 || threads > kMaxThreads) threads = num_threads();
+  if (threads < 1 || threads > kMaxThreads) threads = by_default;
   if (grain < 1) grain = 1;
   if (n / grain >= kMaxPieces) grain = n / kMaxPieces + 1;
   for (int64_t begin = 0; begin < n;) {
