@@ -259,6 +259,7 @@ int seat_threads(Pool& pool, int wanted) {
     if (pool.n_seats > 0 && !start_thread(*seat)) {
       // Trying again in every call would cost more than the thread is worth.
       pool.no_more_threads.store(true, std::memory_order_relaxed);
+      pool.seats[pool.n_seats] = nullptr;
       delete seat;
       break;
     }
@@ -334,8 +335,8 @@ void set_num_threads(int n) {
   if (n == 0) n = threads_from_environment();
   if (n <= 0) n = processors;
   g_threads.store(n < kMaxThreads ? n : kMaxThreads);
-  if (Pool* pool = g_pool.load(std::memory_order_acquire))
-    pool->no_more_threads.store(false, std::memory_order_relaxed);
+  Pool* pool = g_pool.load(std::memory_order_acquire);
+  if (pool) pool->no_more_threads.store(false, std::memory_order_relaxed);
 }
 
 int num_threads() {
