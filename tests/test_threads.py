@@ -207,16 +207,16 @@ lutkern.matvec(t, x)
 lutkern.set_num_threads(2)
 time.sleep(0.1)
 def processor_seconds():
-    used = []
+    used = {}
     for task in os.listdir("/proc/self/task"):
         with open(f"/proc/self/task/{task}/schedstat") as f:
-            used.append(int(f.read().split()[0]) / 1e9)
-    return sorted(used)
+            used[task] = int(f.read().split()[0]) / 1e9
+    return used
 before = processor_seconds()
 end = time.perf_counter() + 0.5
 while time.perf_counter() < end:
     lutkern.matvec(t, x)
-used = [after - b for after, b in zip(processor_seconds(), before, strict=True)]
+used = [after - before[task] for task, after in processor_seconds().items()]
 assert len(used) >= 6 and sum(u > 0.005 for u in used) <= 2, used
 """)
 
