@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from contextlib import ExitStack
+from functools import cache
 
 import numpy as np
 import pytest
@@ -39,33 +40,39 @@ def run_python(code: str) -> str:
 # ---- the same bits ----
 
 
-def results_of_every_operation() -> dict[str, np.ndarray]:
+@cache
+def weights(layout: str) -> tuple[lutkern.PackedTensor, ...]:
+    """Return a matrix, and gate, up and down of a layer of four experts."""
+    shapes = {"iq2_s": (700, 512), "iq1_m": (4, 512, 256), "iq2_xxs": (4, 512, 256), "iq4_nl": (4, 256, 512)}
+    return tuple(random_tensor(by_name(name), shape).to(layout=layout) for name, shape in shapes.items())
+
+
+def results_of_every_operation(layout: str) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(0)
     x = (0.1 * rng.standard_normal((5, 512))).astype(np.float32)
-    t = random_tensor(by_name("iq2_s"), (700, 512))
-    ids, weights = rng.integers(0, 4, (5, 2)), rng.random((5, 2), np.float32)
-    layer = [
-        random_tensor(by_name(name), (4, *shape), seed)
-        for seed, (name, shape) in enumerate((("iq1_m", (512, 256)), ("iq2_xxs", (512, 256)), ("iq4_nl", (256, 512))))
-    ]
+    t, *layer = weights(layout)
+    ids, route = rng.integers(0, 4, (5, 2)), rng.random((5, 2), np.float32)
     return {
         "dequantize": lutkern.dequantize(t),
         "matvec": lutkern.matvec(t, x[0]),
         "matvec, exact": lutkern.matvec(t, x[0], exact=True),
         "matmul": lutkern.matmul(t, x),
         "matmul, exact": lutkern.matmul(t, x, exact=True),
-        "moe": lutkern.moe(x[:, :256], ids, weights, *layer),
-        "moe, one token": lutkern.moe(x[:1, :256], ids[:1], weights[:1], *layer),
+        "moe": lutkern.moe(x[:, :256], ids, route, *layer),
+        "moe, one token": lutkern.moe(x[:1, :256], ids[:1], route[:1], *layer),
         "pack": lutkern.pack(x, "iq1_m", effort="fast").blocks(),
+        "to tiles": weights("blocks")[0].tiles(),
+        "to blocks": weights("tiles")[0].blocks(),
     }
 
 
-def test_any_number_of_threads_gives_the_same_bits(isa: str, all_threads: None) -> None:
+@pytest.mark.parametrize("layout", ["blocks", "tiles"])
+def test_any_number_of_threads_gives_the_same_bits(isa: str, layout: str, all_threads: None) -> None:
     lutkern.set_num_threads(1)
-    alone = results_of_every_operation()
+    alone = results_of_every_operation(layout)
     for threads in range(2, 9):
         lutkern.set_num_threads(threads)
-        for operation, result in results_of_every_operation().items():
+        for operation, result in results_of_every_operation(layout).items():
             assert result.tobytes() == alone[operation].tobytes(), (operation, threads)
 
 
@@ -105,8 +112,9 @@ def test_two_processes_share_two_processors() -> None:
     """Threads that wait must not keep the other process from working: each has at least 40 % of its speed alone."""
     tries = []
     for _ in range(3):
-        alone = count_side_by_side(1)[0]
-        tries.append(min(count_side_by_side(2)) / alone)
+        # Alone before and after: what else the machine does may have begun or ended between.
+        before, both, after = (count_side_by_side(n) for n in (1, 2, 1))
+        tries.append(min(both) / min(before + after))
         if tries[-1] >= 0.4:
             break
     assert max(tries) >= 0.4, tries
