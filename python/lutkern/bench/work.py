@@ -121,18 +121,19 @@ class Matrices:
     def _exact(self) -> Doubles:
         return dequantize(self._tensors["blocks"][0]).astype(np.float64)
 
-    def _experts(self, layout: str) -> list[PackedTensor]:
+    def tensor(self, layout: str) -> PackedTensor:
+        """Return all of them, (experts, rows, cols), in a layout that the format has."""
         if layout not in self._tensors:
             self._tensors[layout] = self._tensors["blocks"].to(layout=layout)
-        return [self._tensors[layout][e] for e in range(self.shape[0])]
+        return self._tensors[layout]
 
     def work(self, op: str, layout: str, tokens: int, threads: int) -> Work:
         """Prepare matvec, matmul or dequantize; lutkern must already have its number of threads."""
-        experts = self._experts(layout)
+        t = self.tensor(layout)
+        experts = [t[e] for e in range(len(t))]
         make = self._dequantize if op == "dequantize" else self._product
         ours, theirs, error, rival_error = make(op, experts, tokens, threads)
         _, rows, cols = self.shape
-        t = self._tensors[layout]
         size = t.nbytes / len(experts)
         return Work(ours, theirs, len(experts), rows * cols * tokens, size, t.bits_per_weight, error, rival_error)
 
@@ -194,11 +195,15 @@ class Layer:
     def _theirs(self) -> list[npt.NDArray[np.uint8]]:
         return [aligned(blocks) for blocks in self._blocks]
 
-    def work(self, op: str, layout: str, tokens: int, threads: int) -> Work:
-        """Prepare moe; lutkern must already have its number of threads."""
+    def tensors(self, layout: str) -> list[PackedTensor]:
+        """Return gate, up and down in a layout that the format has."""
         if layout not in self._tensors:
             self._tensors[layout] = [t.to(layout=layout) for t in self._tensors["blocks"]]
-        gate, up, down = self._tensors[layout]
+        return self._tensors[layout]
+
+    def work(self, op: str, layout: str, tokens: int, threads: int) -> Work:
+        """Prepare moe; lutkern must already have its number of threads."""
+        gate, up, down = self.tensors(layout)
         _, rows, cols = self._sizes[0]
         ids = routes(self._experts, tokens)
         x, out = _input(tokens, cols), np.empty((tokens, cols), np.float32)
