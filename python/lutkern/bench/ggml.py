@@ -8,6 +8,7 @@ threads live as long as a product and are paused after each turn: they would pol
 from __future__ import annotations
 
 import ctypes
+import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -24,6 +25,7 @@ from ..formats import Format
 
 _F32, _I32 = 0, 26  # ggml_type
 _PACKAGES = (("llama-cpp-python", "llama_cpp", "lib"), ("libggml-python", "libggml", "lib64"))
+_SUFFIX = "dylib" if sys.platform == "darwin" else "so"
 _ALIGNMENT = 64  # of arrays that ggml reads and writes
 _NODES = 16  # most tensors of a graph
 
@@ -95,8 +97,8 @@ class Ggml:
     def __init__(self, folder: Path, name: str) -> None:
         self.name = name
         # The CPU library looks the base library up by name: it must be in the process first.
-        self.base = ctypes.CDLL(str(folder / "libggml-base.so"), mode=ctypes.RTLD_GLOBAL)
-        self.cpu = ctypes.CDLL(str(folder / "libggml-cpu.so"), mode=ctypes.RTLD_GLOBAL)
+        self.base = ctypes.CDLL(str(folder / f"libggml-base.{_SUFFIX}"), mode=ctypes.RTLD_GLOBAL)
+        self.cpu = ctypes.CDLL(str(folder / f"libggml-cpu.{_SUFFIX}"), mode=ctypes.RTLD_GLOBAL)
         for library, functions in ((self.base, _BASE), (self.cpu, _CPU)):
             for function_name, (result, *arguments) in functions.items():
                 function = getattr(library, function_name)
