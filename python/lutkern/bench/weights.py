@@ -44,7 +44,7 @@ def layouts_of(fmt: str | Format) -> tuple[str, ...]:
 def _has(t: PackedTensor, layout: str) -> bool:
     try:
         return t.to(layout=layout).layout == layout
-    except ValueError:
+    except (ValueError, RuntimeError):
         return False
 
 
