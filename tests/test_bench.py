@@ -16,7 +16,7 @@ from lutkern import bench, cli
 from lutkern.bench import command, ggml, measure, options, rounds, weights
 from lutkern.bench.bandwidth import Reader
 from lutkern.bench.rounds import take_turns
-from lutkern.bench.work import Layer, Matrices, Ours, relative_error
+from lutkern.bench.work import Layer, Matrices, Ours, Work, relative_error
 
 TINY = ["bench", "--shape", "32x256", "--megabytes", "1", "--seconds", "0.001", "--threads", "1"]
 
@@ -113,7 +113,8 @@ def test_work_on_a_layer(integer: lutkern.Format, rival: ggml.Ggml) -> None:
         assert work.rival_error is not None
         assert 0 < work.error < 0.03
         assert 0 < work.rival_error < 0.06
-        assert work.n_bytes <= 16 * 3 * 256 * 512 * work.bits_per_weight / 8
+        used = np.mean([len(set(call.ravel())) for call in weights.routes(16, 3)])
+        assert work.n_bytes == pytest.approx(used * 3 * 256 * 512 * work.bits_per_weight / 8)
         work.close()
 
 
@@ -208,6 +209,29 @@ def test_contestants_take_turns_forwards_and_backwards() -> None:
     # Twice to see how long a step is. Then a turn of a has one step to wake up and two that count; one of b, whose
     # steps are long, has one.
     assert "".join(log) == "aaAbbB" + "aaaAbB" + "bBaaaA" + "aaaAbB"
+
+
+class Memory(Clockwork):
+    bytes_per_step = 4_000_000
+
+
+def test_a_row_says_what_the_turns_took(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure, "clock_of", lambda name: lambda: Clockwork.now)
+    ours, theirs, memory = Clockwork("a", 0.002, []), Clockwork("b", 0.006, []), Memory("m", 0.001, [])
+    work = Work(ours, theirs, 7, 10_000_000, 2_000_000, 1.6, 0.01, 0.02)
+    case = measure._Case("iq1_s", "blocks", "avx2", "matvec", 2000, 5000, 1, 1)
+    row = measure._row(case, work, memory, bench.Options(seconds=0))  # type: ignore[arg-type]
+    assert (row.experts, row.rounds, row.rival_error) == (7, 3, 0.02)
+    found = [
+        row.seconds_best,
+        row.seconds_median,
+        row.spread,
+        row.rival_seconds_best,
+        row.rival_seconds_median,
+        row.ratio,
+    ]
+    assert np.allclose(np.array(found, float), [0.002, 0.002, 0, 0.006, 0.006, 3])
+    assert np.allclose([row.gweights_per_s, row.gbytes_per_s, row.roofline_gbytes_per_s, row.roofline], [5, 1, 4, 0.25])
 
 
 def test_lutkern_goes_through_its_calls() -> None:
@@ -306,6 +330,7 @@ def test_layouts_that_a_format_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"shape": (0, 256)}, ValueError, "bench: rows is 0, expected 1 to 65536"),
         ({"shape": (32, 1 << 40)}, ValueError, "bench: cols is 1099511627776, expected 1 to 65536"),
         ({"shape": (32.5, 256)}, TypeError, "bench: rows is float, expected a whole number"),
+        ({"shape": (65536, 8192)}, ValueError, "bench: shape is 65536x8192, expected at most 268435456 weights"),
         ({"tokens": (1, 0)}, ValueError, "bench: tokens is 0, expected 1 to 65536"),
         ({"threads": (2000,)}, ValueError, "bench: threads is 2000, expected 1 to 1024"),
         ({"megabytes": 0}, ValueError, "bench: megabytes is 0, expected 1 to 65536"),

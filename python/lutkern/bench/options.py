@@ -13,6 +13,7 @@ from .weights import MODELS, OPERATIONS, codebook_formats, layouts_of
 CLOCKS = ("wall", "cpu")
 LAYOUTS = ("all", "blocks", "tiles")
 _LARGEST = 1 << 16  # rows, cols, tokens, megabytes
+_MOST_WEIGHTS = 1 << 28  # of a matrix, which is also decoded to float64
 _LONGEST = 3600  # seconds
 
 
@@ -66,6 +67,9 @@ def checked(options: Options) -> Options:
     """Return the options with their number of threads. ValueError or TypeError if one is wrong."""
     for name, size in zip(("rows", "cols"), options.shape, strict=True):
         whole_number("bench", name, size, _LARGEST)
+    rows, cols = options.shape
+    if rows * cols > _MOST_WEIGHTS:
+        raise ValueError(f"bench: shape is {rows}x{cols}, expected at most {_MOST_WEIGHTS} weights")
     for tokens in options.tokens:
         whole_number("bench", "tokens", tokens, _LARGEST)
     for threads in options.threads:
