@@ -22,6 +22,7 @@ from .weights import EXPERTS_PER_TOKEN, experts_to_rotate, random_blocks, routes
 
 Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
+_CHUNK = 64  # rows
 _CHECKED = 16  # most tokens or rows of a result that are held against the definition
 
 
@@ -187,6 +188,7 @@ class Layer:
         self._ggml = ggml if whole else None
         self._blocks = [random_blocks(fmt, shape, seed) for seed, shape in enumerate(self._sizes)]
         self._tensors = {"blocks": [self._tensor(i) for i in range(3)]}
+        self._decoded: dict[tuple[int, ...], Floats] = {}
 
     def _tensor(self, number: int) -> PackedTensor:
         return PackedTensor.from_blocks(self._blocks[number], self.fmt, self._sizes[number])
@@ -224,9 +226,16 @@ class Layer:
         return Work(ours, theirs, self._experts, weights * ids[0].size, read, bits, error, rival_error)
 
     def _last_token(self, x: Floats, experts: npt.NDArray[np.int32]) -> Doubles:
-        total = np.zeros(self._sizes[0][2])
+        gate, up, down = self._tensors["blocks"]
+        total = np.zeros(len(x))
         for e in experts:
-            gate, up, down = (dequantize(t[e]).astype(np.float64) for t in self._tensors["blocks"])
-            z = gate @ x
-            total += down @ (z / (1 + np.exp(-z)) * (up @ x))
+            z = self._exact(gate[e], x.astype(np.float64))
+            total += self._exact(down[e], z / (1 + np.exp(-z)) * self._exact(up[e], x.astype(np.float64)))
         return total / EXPERTS_PER_TOKEN
+
+    def _exact(self, t: PackedTensor, x: Doubles) -> Doubles:
+        """Multiply in float64, some rows at a time, in memory that stays: fresh memory is slower than the product."""
+        if t.shape not in self._decoded:
+            self._decoded[t.shape] = np.empty(t.shape, np.float32)
+        w = dequantize(t, out=self._decoded[t.shape])
+        return np.concatenate([w[i : i + _CHUNK].astype(np.float64) @ x for i in range(0, len(w), _CHUNK)])
