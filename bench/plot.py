@@ -102,8 +102,6 @@ def _draw_bars(axes: Axes, rows: Rows, formats: Sequence[str]) -> None:
     axes.set_ylim(len(formats) - 0.5, -0.7)
     axes.set_yticks(range(len(formats)), formats)
     axes.set_xlabel("GB/s of packed bytes (part of the roofline)")
-    axes.grid(axis="x", alpha=0.3)
-    axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
 
 
