@@ -34,10 +34,11 @@ def test_use_isa_is_what_runs(isa):
 
 def test_a_format_without_a_kernel_takes_the_next_row_down():
     lutkern.use_isa("scalar")
-    assert lutkern.supports("iq1_m", "matvec") == "gemv_iq1_m_scalar"
+    assert lutkern.supports("iq1_m", "matvec", layout="blocks") == "gemv_iq1_m_blocks_scalar"
     lutkern.use_isa(None)
     best = lutkern.isas()[0]
-    assert lutkern.supports("iq1_m", "matvec") == f"gemv_iq1_m_{best}"
+    assert lutkern.supports("iq1_m", "matvec") == f"gemv_iq1_m_tiles_{best}"
+    assert lutkern.supports("iq1_m", "moe", layout="blocks") == f"gemm_iq1_m_blocks_{best}"
     assert lutkern.supports("q3_k", "pack") == f"pack_q3_k_{best}"
     assert lutkern.supports("iq1_m", "matvec", "cuda") is None
 
@@ -60,6 +61,8 @@ def test_unknown_names():
         lutkern.supports("iq1_m", "dot")
     with pytest.raises(ValueError, match="supports: unknown device 'npu', expected one of: cpu, cuda, metal"):
         lutkern.supports("iq1_m", "matvec", "npu")
+    with pytest.raises(ValueError, match="supports: unknown layout 'rows', expected one of: blocks, tiles"):
+        lutkern.supports("iq1_m", "matvec", layout="rows")
 
 
 def test_environment_chooses_the_isa(isa):

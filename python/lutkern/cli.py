@@ -110,13 +110,19 @@ def _info(options: argparse.Namespace) -> int:
     for name, device in found["devices"].items():
         print(f"{name}: {device['detail']}")
     print(f"library: {found['library']}\ninclude: {found['include']}\n")
-    operations = list(next(iter(found["formats"].values()))["kernels"])
+    kernels = next(iter(found["formats"].values()))["kernels"]
+    columns = [(layout, operation) for layout, operations in kernels.items() for operation in operations]
     rows = [
-        (name, f"{fmt['bits_per_weight']:.4f}", *(fmt["kernels"][operation] or "-" for operation in operations))
+        (name, f"{fmt['bits_per_weight']:.4f}", *(_isa_of(fmt["kernels"][layout][op]) for layout, op in columns))
         for name, fmt in found["formats"].items()
     ]
-    print(table(("format", "bits", *operations), rows, " r"))
+    print("rows of kernels that would run, for each layout and operation:")
+    print(table(("format", "bits", *(f"{layout} {operation}" for layout, operation in columns)), rows, " r"))
     return 0
+
+
+def _isa_of(kernel: str | None) -> str:
+    return kernel.rsplit("_", 1)[-1] if kernel else "-"
 
 
 def _inspect(options: argparse.Namespace) -> int:

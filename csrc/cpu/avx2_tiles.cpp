@@ -1,0 +1,202 @@
+// Tiles on AVX2: the words of the loops written once in tile_*.inl.h.
+//
+// A vector is 8 rows of 4 columns, half of a tile. For 32 columns of 8 rows:
+//
+//   pairs = vpmaddubsw(code, x)              code 0 .. max, x the same four activations in every lane
+//   sums  = vpaddw(...)                      while the sum of pairs stays below 2^15
+//   acc   = vpaddd(vpmaddwd(sums, scale))    the integer scale rides in the addition of pairs
+//
+// Codebook rows of 8 columns come by scalar loads: rows 0 1 4 5 and 2 3 6 7 fill two vectors, two vshufps make of them
+// the columns 0 .. 3 and 4 .. 7 of rows 0 .. 7. Signs walk through the top bit of each byte by doubling, where vpblendvb
+// takes the activation or its negative.
+#include <immintrin.h>
+
+#include "../tiles/tiles.h"
+#include "kernels.h"
+
+namespace lutkern {
+namespace {
+
+enum : int { kVectorBytes = 32, kParts = kTileRows * 4 / kVectorBytes };
+
+using Vu8 = uint8_t __attribute__((vector_size(kVectorBytes)));
+using Vi8 = int8_t __attribute__((vector_size(kVectorBytes)));
+using Vu16 = uint16_t __attribute__((vector_size(kVectorBytes)));
+using Vi16 = int16_t __attribute__((vector_size(kVectorBytes)));
+using Vu32 = uint32_t __attribute__((vector_size(kVectorBytes)));
+using Vi32 = int32_t __attribute__((vector_size(kVectorBytes)));
+using Vf32 = float __attribute__((vector_size(kVectorBytes)));
+
+template <typename V>
+static inline __m256i raw(V v) {
+  return reinterpret_cast<__m256i>(v);
+}
+
+static inline Vu32 load(const uint8_t* p) {
+  return reinterpret_cast<Vu32>(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+}
+static inline void store(float* p, Vf32 v) { _mm256_storeu_ps(p, v); }
+static inline Vi8 broadcast4(const int8_t* q) {
+  int32_t four = 0;
+  __builtin_memcpy(&four, q, sizeof(four));
+  return reinterpret_cast<Vi8>(_mm256_set1_epi32(four));
+}
+static inline void prefetch(const uint8_t* p, int64_t bytes) {
+  for (int64_t at = 0; at < bytes; at += 64) _mm_prefetch(reinterpret_cast<const char*>(p + at + 4096), _MM_HINT_T0);
+}
+
+static inline Vf32 float_of(Vi32 v) { return _mm256_cvtepi32_ps(raw(v)); }
+static inline Vf32 fma(Vf32 a, Vf32 b, Vf32 c) { return _mm256_fmadd_ps(a, b, c); }
+static inline Vf32 halves(const uint8_t* p) {
+  return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+}
+static inline Vf32 floats_of_halves(Vu32 v) {
+  const __m256i packed = _mm256_permute4x64_epi64(_mm256_packus_epi32(raw(v), raw(v)), 0xd8);
+  return _mm256_cvtph_ps(_mm256_castsi256_si128(packed));
+}
+static inline Vu32 widen_u16(const uint8_t* p) {
+  return reinterpret_cast<Vu32>(_mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+}
+static inline Vu32 widen_u8(const uint8_t* p) {
+  return reinterpret_cast<Vu32>(_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+}
+
+// Bytes a and b of each lane as a pair of 16-bit numbers: zero-extended, or in the high bytes
+static inline Vi16 byte_pair(Vu32 v, int a, int b) {
+  const __m256i lanes =
+      _mm256_setr_epi32(0x80008000, 0x80048004, 0x80088008, 0x800c800c, 0x80008000, 0x80048004, 0x80088008, 0x800c800c);
+  return reinterpret_cast<Vi16>(_mm256_shuffle_epi8(raw(v), _mm256_add_epi32(lanes, _mm256_set1_epi32(a | b << 16))));
+}
+static inline Vi16 byte_pair_high(Vu32 v, int a, int b) {
+  const __m256i lanes =
+      _mm256_setr_epi32(0x00800080, 0x04800480, 0x08800880, 0x0c800c80, 0x00800080, 0x04800480, 0x08800880, 0x0c800c80);
+  return reinterpret_cast<Vi16>(
+      _mm256_shuffle_epi8(raw(v), _mm256_add_epi32(lanes, _mm256_set1_epi32(a << 8 | b << 24))));
+}
+// Byte b of each lane in all its bytes
+static inline Vu32 byte_all(Vu32 v, int b) {
+  const __m256i lanes = _mm256_setr_epi32(0, 0x04040404, 0x08080808, 0x0c0c0c0c, 0, 0x04040404, 0x08080808, 0x0c0c0c0c);
+  return reinterpret_cast<Vu32>(
+      _mm256_shuffle_epi8(raw(v), _mm256_add_epi32(lanes, _mm256_set1_epi32(0x01010101 * b))));
+}
+static inline Vi16 low_twice(Vi16 pairs) {
+  const __m256i order =
+      _mm256_setr_epi32(0x01000100, 0x05040504, 0x09080908, 0x0d0c0d0c, 0x01000100, 0x05040504, 0x09080908, 0x0d0c0d0c);
+  return reinterpret_cast<Vi16>(_mm256_shuffle_epi8(raw(pairs), order));
+}
+static inline Vi16 high_twice(Vi16 pairs) {
+  const __m256i order =
+      _mm256_setr_epi32(0x03020302, 0x07060706, 0x0b0a0b0a, 0x0f0e0f0e, 0x03020302, 0x07060706, 0x0b0a0b0a, 0x0f0e0f0e);
+  return reinterpret_cast<Vi16>(_mm256_shuffle_epi8(raw(pairs), order));
+}
+static inline Vu8 lookup16(const int8_t* table, Vu8 index) {
+  const __m256i entries = _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(table)));
+  return reinterpret_cast<Vu8>(_mm256_shuffle_epi8(entries, raw(index)));
+}
+
+// x, or -x where the top bit of the byte is set
+static inline Vi8 negate_where(Vi8 x, Vu8 top) {
+  return reinterpret_cast<Vi8>(_mm256_blendv_epi8(raw(x), raw(-x), raw(top)));
+}
+
+static inline Vi32 pair_dot(Vi16 pairs, const int16_t* two) {
+  int32_t both = 0;
+  __builtin_memcpy(&both, two, sizeof(both));
+  return reinterpret_cast<Vi32>(_mm256_madd_epi16(raw(pairs), _mm256_set1_epi32(both)));
+}
+
+// kN vectors of codes 0 .. kMax (0: signed bytes) times activations of at most 127, summed in each lane, times the scale.
+// Products are added in pairs of 16 bits as long as they fit.
+template <int kMax, int kN>
+static inline Vi32 dot_scaled(const Vu8* code, const Vi8* x, Vi16 scale) {
+  constexpr int kRun = kMax == 0 ? 1 : 32767 / (2 * 127 * kMax);
+  Vi32 sum{};
+#pragma GCC unroll 8
+  for (int v = 0; v < kN; v += kRun) {
+    __m256i pairs{};
+    for (int i = v; i < v + kRun && i < kN; ++i) {
+      const __m256i product =
+          kMax == 0 ? _mm256_maddubs_epi16(_mm256_abs_epi8(raw(code[i])), _mm256_sign_epi8(raw(x[i]), raw(code[i])))
+                    : _mm256_maddubs_epi16(raw(code[i]), raw(x[i]));
+      pairs = i == v ? product : _mm256_add_epi16(pairs, product);
+    }
+    const Vi32 part = reinterpret_cast<Vi32>(_mm256_madd_epi16(pairs, raw(scale)));
+    sum = v == 0 ? part : sum + part;
+  }
+  return sum;
+}
+template <int kMax, int kN>
+static inline Vi32 dot(const Vu8* code, const Vi8* x) {
+  return dot_scaled<kMax, kN>(code, x, Vi16{} + int16_t{1});
+}
+
+// ---- codebook rows ----
+
+static inline Vu8 four_rows(uint64_t a, uint64_t b, uint64_t c, uint64_t d) {
+  return reinterpret_cast<Vu8>(_mm256_set_epi64x(static_cast<int64_t>(d), static_cast<int64_t>(c),
+                                                 static_cast<int64_t>(b), static_cast<int64_t>(a)));
+}
+
+static inline void columns_of(Vu8 rows0145, Vu8 rows2367, Vu8* code) {
+  const __m256 a = reinterpret_cast<__m256>(rows0145);
+  const __m256 b = reinterpret_cast<__m256>(rows2367);
+  code[0] = reinterpret_cast<Vu8>(_mm256_shuffle_ps(a, b, 0x88));
+  code[1] = reinterpret_cast<Vu8>(_mm256_shuffle_ps(a, b, 0xdd));
+}
+
+// Row numbers of more than 8 bits: four for each row, as 16-bit numbers, rows in the order 0 1 4 5 2 3 6 7
+struct RowNumbers {
+  alignas(32) uint16_t number[32];
+  inline RowNumbers(Vu8 low, Vu8 high) {
+    _mm256_store_si256(reinterpret_cast<__m256i*>(number), _mm256_unpacklo_epi8(raw(low), raw(high)));
+    _mm256_store_si256(reinterpret_cast<__m256i*>(number + 16), _mm256_unpackhi_epi8(raw(low), raw(high)));
+  }
+  inline const uint16_t* of(int i) const { return number + i; }
+};
+
+template <int kRows>
+static inline void grid8(const Codebook<uint64_t, kRows>& grid, const uint8_t* n, Vu8* code) {
+  columns_of(four_rows(grid.row[n[0]], grid.row[n[4]], grid.row[n[16]], grid.row[n[20]]),
+             four_rows(grid.row[n[8]], grid.row[n[12]], grid.row[n[24]], grid.row[n[28]]), code);
+}
+template <int kRows>
+static inline void grid8(const Codebook<uint64_t, kRows>& grid, const uint16_t* n, Vu8* code) {
+  columns_of(four_rows(grid.row[n[0]], grid.row[n[4]], grid.row[n[8]], grid.row[n[12]]),
+             four_rows(grid.row[n[16]], grid.row[n[20]], grid.row[n[24]], grid.row[n[28]]), code);
+}
+
+static inline Vu8 eight_words(uint32_t a, uint32_t b, uint32_t c, uint32_t d, uint32_t e, uint32_t f, uint32_t g,
+                              uint32_t h) {
+  return reinterpret_cast<Vu8>(Vu32{a, b, c, d, e, f, g, h});
+}
+template <int kRows>
+static inline Vu8 grid4(const Codebook<uint32_t, kRows>& grid, const uint8_t* n) {
+  return eight_words(grid.row[n[0]], grid.row[n[4]], grid.row[n[8]], grid.row[n[12]], grid.row[n[16]], grid.row[n[20]],
+                     grid.row[n[24]], grid.row[n[28]]);
+}
+template <int kRows>
+static inline Vu8 grid4(const Codebook<uint32_t, kRows>& grid, const uint16_t* n) {
+  return eight_words(grid.row[n[0]], grid.row[n[4]], grid.row[n[16]], grid.row[n[20]], grid.row[n[8]], grid.row[n[12]],
+                     grid.row[n[24]], grid.row[n[28]]);
+}
+
+#include "tile_codes.inl.h"
+
+#include "tile_grids.inl.h"
+
+#include "tile_gemv.inl.h"
+
+#include "tile_gemm.inl.h"
+
+}  // namespace
+
+#define LUTKERN_GEMV(name, Block) TileKernelsOf<Block>::kGemv,
+#define LUTKERN_GEMM(name, Block) TileKernelsOf<Block>::kGemm,
+
+extern const TileKernels kAvx2TileKernels = {
+    "avx2",
+    {LUTKERN_FORMATS(LUTKERN_GEMV)},
+    {LUTKERN_FORMATS(LUTKERN_GEMM)},
+};
+
+}  // namespace lutkern
