@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 
 import lutkern
-from lutkern.bench import MODELS, layouts_of
+from lutkern.bench import MODELS
 from lutkern.bench.bandwidth import Reader
 from lutkern.bench.ggml import load
 from lutkern.bench.rounds import clock_of, take_turns
 from lutkern.bench.weights import codebook_formats
 from lutkern.bench.work import Layer, Matrices
+from lutkern.tensor import LAYOUTS
 
 READ_SECONDS = 0.5
 
@@ -44,9 +45,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "fmt" in metafunc.fixturenames:
         metafunc.parametrize("fmt", formats)
     if "who" in metafunc.fixturenames:
-        layouts = dict.fromkeys(layout for fmt in formats for layout in layouts_of(fmt))
         rivals = metafunc.module.RIVALS  # what a suite sets beside lutkern
-        metafunc.parametrize("who", [*layouts, *rivals])
+        metafunc.parametrize("who", [*LAYOUTS, *rivals])
 
 
 @pytest.fixture(scope="session")

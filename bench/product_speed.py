@@ -22,7 +22,7 @@ import lutkern
 import records
 from lutkern.bench import MODELS
 from lutkern.bench.environment import cpu_name
-from lutkern.bench.options import CLOCKS, LAYOUTS, OPERATIONS
+from lutkern.bench.options import CLOCKS, LAYOUT_CHOICES, OPERATIONS
 from lutkern.bench.weights import codebook_formats
 
 TOKENS = (1, 2, 4, 8, 16, 32, 64, 128, 512)
@@ -48,7 +48,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--machine", default=machine_name(), help="name of the folder (default: %(default)s)")
     add("--quick", action="store_true", help="few formats and tokens, one thread, short rounds")
     add("--formats", nargs="+", help="default: those with a codebook")
-    add("--layout", choices=LAYOUTS, default="all")
+    add("--layout", choices=LAYOUT_CHOICES, default="all")
     add("--isas", nargs="+", default=list(lutkern.isas()), help="default: all of this machine")
     add("--ops", nargs="+", choices=OPERATIONS, default=list(OPERATIONS))
     add("--models", nargs="+", choices=list(MODELS), default=["glm-4.7"])

@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 
-from lutkern.bench import layouts_of
 from lutkern.bench.work import Layer, Matrices
 
 MOST_ERROR = 0.05  # of a product, relative
@@ -23,8 +22,6 @@ def packed(
 ) -> None:
     """Measure lutkern in the layout `who`, or ggml, on packed weights; skip what cannot run."""
     layout = "blocks" if who == "ggml" else who
-    if layout not in layouts_of(weights.fmt):
-        pytest.skip(f"{weights.fmt} has no layout {layout}")
     with closing(weights.work(op, layout, tokens, threads)) as work:
         contestant, error = (work.theirs, work.rival_error) if who == "ggml" else (work.ours, work.error)
         if contestant is None or error is None:

@@ -10,7 +10,8 @@ import pytest
 
 import lutkern
 from lutkern import bench, cli
-from lutkern.bench import command, ggml, measure, options, rounds
+from lutkern.bench import command, ggml, measure, rounds
+from lutkern.tensor import LAYOUTS
 
 TINY = ["bench", "--shape", "32x256", "--megabytes", "1", "--seconds", "0.001", "--threads", "1"]
 
@@ -27,20 +28,6 @@ def test_without_a_rival(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [(row.ratio, row.rival_error, row.rival_seconds_best) for row in alone.rows] == [(None, None, None)]
     monkeypatch.setattr(ggml, "load", lambda: None)
     assert bench.run(asked).notes == ("no rival: neither llama-cpp-python nor libggml-python was found",)
-
-
-def test_layouts_that_a_format_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
-    has = {"iq1_s": ("blocks", "tiles"), "f32": ("blocks",)}
-    monkeypatch.setattr(options, "layouts_of", lambda fmt: has[fmt.name])
-    asked = bench.Options(formats=("f32", "iq1_s"), layout="tiles")
-    plan, notes = options.layouts_to_measure(asked)
-    assert [(fmt.name, layouts) for fmt, layouts in plan] == [("iq1_s", ("tiles",))]
-    assert notes == ["f32 has no layout tiles"]
-    plan, notes = options.layouts_to_measure(replace(asked, layout="all"))
-    assert [(fmt.name, layouts) for fmt, layouts in plan] == [("f32", ("blocks",)), ("iq1_s", ("blocks", "tiles"))]
-    assert notes == []
-    with pytest.raises(ValueError, match=r"^bench: layout is tiles, expected one that f32 has: blocks$"):
-        options.layouts_to_measure(replace(asked, formats=("f32",)))
 
 
 @pytest.mark.parametrize(
@@ -91,7 +78,7 @@ def test_json(capsys: pytest.CaptureFixture[str]) -> None:
     found = json.loads(out)
     assert err == ""
     assert set(found) == {"environment", "rows", "notes"}
-    assert [row["tokens"] for row in found["rows"]] == [2, 3] * len(bench.layouts_of("iq3_s"))
+    assert [row["tokens"] for row in found["rows"]] == [2, 3] * len(LAYOUTS)
     assert found["environment"]["packages"]["lutkern"] == lutkern.__version__
     assert {"cpu", "cores", "isa", "rival", "clock", "megabytes", "date"} <= set(found["environment"])
 
@@ -102,7 +89,7 @@ def test_what_the_command_asks_for(monkeypatch: pytest.MonkeyPatch, capsys: pyte
     def run(given: bench.Options, report: Any) -> bench.Result:
         asked.append(given)
         where = {"cpu": "x", "cores": 2, "isa": "avx2", "clock": "wall", "rival": "libggml-python 0"}
-        return bench.Result(where, (), ("f32 has no layout tiles",))
+        return bench.Result(where, (), ("no rival here",))
 
     monkeypatch.setattr(measure, "run", run)
     assert cli.main(["bench"]) == 0
@@ -114,13 +101,13 @@ def test_what_the_command_asks_for(monkeypatch: pytest.MonkeyPatch, capsys: pyte
     assert asked[2] == replace(default, shape=(1408, 4096), layout="tiles", clock="cpu", rival=False)
     out = capsys.readouterr().out.splitlines()
     assert out[0] == "x, 2 cores, kernels avx2, wall time, ratio to libggml-python 0"
-    assert out[-1] == "note: f32 has no layout tiles"
+    assert out[-1] == "note: no rival here"
 
 
 def test_cells_with_a_rival() -> None:
     row = bench.Row(
-        "iq1_m", "tiles", "avx512", "matvec", 1536, 5120, 160, 1, 2, 1.95, 40, 1e-4, 1.1e-4, 0.034, 71.49, 17.43, 31.2,
-        0.5586, 3e-4, 3.3e-4, 3.004, 0.00549, 0.0065,
+        "iq1_m", "tiles", "avx512", "gemv", "matvec", 1536, 5120, 160, 1, 2, 1.95, 40, 1e-4, 1.1e-4, 0.034, 71.49, 17.43,
+        31.2, 0.5586, 3e-4, 3.3e-4, 3.004, 0.00549, 0.0065,
     )  # fmt: skip
     expected = ("iq1_m", "tiles", "matvec", "1536x5120", 1, 2, "71.5", "17.43", "56 %", "3 %", "3.00x", "0.0055")
     assert command._cells(row) == expected

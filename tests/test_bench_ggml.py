@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 import lutkern
-from lutkern import bench
 from lutkern.bench import ggml, weights
 from lutkern.bench.work import Layer, Matrices, relative_error
 from lutkern.formats import find_format
+from lutkern.tensor import LAYOUTS
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def rival() -> ggml.Ggml:
 def test_work_on_matrices(op: str, integer: lutkern.Format, rival: ggml.Ggml) -> None:
     matrices = Matrices(integer, 24, 512, 1, rival)
     tokens = 5 if op == "matmul" else 1
-    for layout in bench.layouts_of(integer):
+    for layout in LAYOUTS:
         work = matrices.work(op, layout, tokens, threads=2)
         assert (work.weights, work.experts) == (24 * 512 * tokens, 2)
         assert work.n_bytes == pytest.approx(24 * 512 * work.bits_per_weight / 8)
@@ -46,7 +46,7 @@ def test_work_on_matrices(op: str, integer: lutkern.Format, rival: ggml.Ggml) ->
 
 def test_work_on_a_layer(integer: lutkern.Format, rival: ggml.Ggml) -> None:
     layer = Layer(integer, 256, 512, 1, rival)
-    for layout in bench.layouts_of(integer):
+    for layout in LAYOUTS:
         work = layer.work("moe", layout, 3, threads=2)
         assert (work.weights, work.experts) == (3 * 8 * 3 * 256 * 512, 16)
         assert work.rival_error is not None

@@ -18,6 +18,7 @@ import pytest
 
 import lutkern
 from lutkern.bench import Row
+from lutkern.tensor import LAYOUTS
 
 BENCH = Path(__file__).parents[1] / "bench"
 
@@ -47,7 +48,7 @@ def test_the_record(scripts: SimpleNamespace, record: Path) -> None:
     with open(record, newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert list(rows[0]) == [field.name for field in fields(Row)]
-    layouts = lutkern.bench.layouts_of("iq2_xxs")
+    layouts = LAYOUTS
     found = [(row["layout"], row["op"], row["tokens"]) for row in rows]
     products = [("matvec", "1"), ("matmul", "1"), ("matmul", "2")]
     expected = [(layout, *rest) for layout in layouts for rest in products]
@@ -170,7 +171,7 @@ def test_both_pictures_of_a_record(
 def test_the_suites_run() -> None:
     pytest.importorskip("pytest_benchmark")
     pytest.importorskip("threadpoolctl")
-    contestants = [*lutkern.bench.layouts_of("iq2_xxs"), "ggml", "numpy"]
+    contestants = [*LAYOUTS, "ggml", "numpy"]
     tests = [f"test_matvec.py::test_matvec[qwen3-30b-gate-iq2_xxs-{who}]" for who in contestants]
     tests += [f"test_matmul.py::test_matmul[qwen3-30b-down-iq2_xxs-{who}-3]" for who in contestants]
     tests += [f"test_moe.py::test_moe[qwen3-30b-gate-iq2_xxs-{who}-1]" for who in contestants]

@@ -4,6 +4,6 @@ from __future__ import annotations
 
 from .measure import Result, Row, run
 from .options import Options
-from .weights import MODELS, OPERATIONS, layouts_of
+from .weights import MODELS, OPERATIONS
 
-__all__ = ["MODELS", "OPERATIONS", "Options", "Result", "Row", "layouts_of", "run"]
+__all__ = ["MODELS", "OPERATIONS", "Options", "Result", "Row", "run"]

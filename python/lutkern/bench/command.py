@@ -10,7 +10,7 @@ import sys
 from ..text_table import table
 from . import measure
 from .measure import Result, Row
-from .options import CLOCKS, LAYOUTS, Options
+from .options import CLOCKS, LAYOUT_CHOICES, Options
 from .weights import MODELS, OPERATIONS
 
 _SHAPE = re.compile(r"([0-9]{1,9})x([0-9]{1,9})")
@@ -29,7 +29,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     default = Options()
     add = parser.add_argument
     add("--format", nargs="+", default=(), metavar="F", help="formats (default: those with a codebook)")
-    add("--layout", choices=LAYOUTS, default=default.layout, help="order of the bytes (default: %(default)s)")
+    add("--layout", choices=LAYOUT_CHOICES, default=default.layout, help="order of the bytes (default: %(default)s)")
     ops = f"operations (default: {' '.join(default.ops)})"
     add("--op", nargs="+", choices=OPERATIONS, default=default.ops, metavar="OP", help=ops)
     shape = parser.add_mutually_exclusive_group()

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 
 from ..formats import Format
-from ..runtime import info, num_threads, set_num_threads
+from ..runtime import info, num_threads, set_num_threads, supports
 from . import ggml
 from .bandwidth import Reader
 from .environment import environment
-from .options import Options, checked, layouts_to_measure
+from .options import Options, checked
 from .rounds import clock_of, take_turns
 from .work import Layer, Matrices, Work
 
@@ -25,6 +25,8 @@ class Row:
 
     Attributes
     ----------
+    isa, kernel
+        The instruction set at which the search for kernels begins, and the kernel that it found.
     seconds_best, seconds_median, spread
         Of one call; the spread is the interquartile range over the median.
     gweights_per_s
@@ -40,6 +42,7 @@ class Row:
     format: str
     layout: str
     isa: str
+    kernel: str | None
     op: str
     rows: int
     cols: int
@@ -83,6 +86,7 @@ class _Case:
     format: str
     layout: str
     isa: str
+    kernel: str | None
     op: str
     rows: int
     cols: int
@@ -103,7 +107,7 @@ def run(options: Options, report: Callable[[str], None] = lambda line: None) -> 
         If ggml fails.
     """
     options = checked(options)
-    plan, notes = layouts_to_measure(options)
+    formats, notes = options.chosen_formats(), []
     rival = ggml.load() if options.rival else None
     if options.rival and rival is None:
         notes.append("no rival: neither llama-cpp-python nor libggml-python was found")
@@ -112,7 +116,7 @@ def run(options: Options, report: Callable[[str], None] = lambda line: None) -> 
     found |= {"seconds": options.seconds, "megabytes": options.megabytes}
     before = num_threads()
     try:
-        rows = tuple(_rows(options, plan, rival, report))
+        rows = tuple(_rows(options, formats, rival, report))
     finally:
         set_num_threads(before)
     return Result(found, rows, tuple(notes))
@@ -120,20 +124,20 @@ def run(options: Options, report: Callable[[str], None] = lambda line: None) -> 
 
 def _rows(
     options: Options,
-    plan: list[tuple[Format, tuple[str, ...]]],
+    formats: list[Format],
     rival: ggml.Ggml | None,
     report: Callable[[str], None],
 ) -> Iterator[Row]:
-    n_bytes, isa = options.megabytes << 20, info()["isa"]
+    n_bytes = options.megabytes << 20
     with ExitStack() as stack:
         readers = {n: stack.enter_context(closing(Reader(n, n_bytes))) for n in dict.fromkeys(options.threads)}
-        for fmt, layouts in plan:
+        for fmt in formats:
             for kind in (Matrices, Layer):
                 ops = [op for op in options.ops if (op == "moe") == (kind is Layer)]
                 if not ops:
                     continue
                 weights = kind(fmt, *options.shape, n_bytes, rival)
-                for case in _cases(options, fmt, layouts, ops, isa):
+                for case in _cases(options, fmt, ops):
                     report(f"{fmt} {case.layout} {case.op}, tokens {case.tokens}, threads {case.threads}")
                     set_num_threads(case.threads)
                     work = weights.work(case.op, case.layout, case.tokens, case.threads)
@@ -142,12 +146,14 @@ def _rows(
                 del weights  # before the next ones are made
 
 
-def _cases(options: Options, fmt: Format, layouts: tuple[str, ...], ops: list[str], isa: str) -> Iterator[_Case]:
-    for layout in layouts:
+def _cases(options: Options, fmt: Format, ops: list[str]) -> Iterator[_Case]:
+    isa = info()["isa"]
+    for layout in options.chosen_layouts():
         for op in ops:
+            kernel = supports(fmt, op, layout=layout)
             for tokens in options.tokens_of(op):
                 for threads in options.threads:
-                    yield _Case(fmt.name, layout, isa, op, *options.shape, tokens, threads)
+                    yield _Case(fmt.name, layout, isa, kernel, op, *options.shape, tokens, threads)
 
 
 def _row(case: _Case, work: Work, reader: Reader, options: Options) -> Row:

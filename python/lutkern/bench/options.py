@@ -8,10 +8,11 @@ from dataclasses import dataclass, replace
 from ..arrays import whole_number
 from ..formats import Format, find_format
 from ..runtime import num_threads, thread_count
-from .weights import MODELS, OPERATIONS, codebook_formats, layouts_of
+from ..tensor import LAYOUTS
+from .weights import MODELS, OPERATIONS, codebook_formats
 
 CLOCKS = ("wall", "cpu")
-LAYOUTS = ("all", "blocks", "tiles")
+LAYOUT_CHOICES = ("all", *LAYOUTS)
 _LARGEST = 1 << 16  # rows, cols, tokens, megabytes
 _MOST_WEIGHTS = 1 << 28  # of a matrix, which is also decoded to float64
 _LONGEST = 3600  # seconds
@@ -26,7 +27,7 @@ class Options:
     formats
         Names; empty: those with a codebook.
     layout
-        ``"blocks"``, ``"tiles"``, or ``"all"`` that a format has.
+        ``"blocks"``, ``"tiles"``, or ``"all"``.
     ops
         Of ``"matvec"``, ``"matmul"``, ``"moe"`` and ``"dequantize"``.
     shape
@@ -56,6 +57,14 @@ class Options:
     clock: str = "wall"
     rival: bool = True
 
+    def chosen_formats(self) -> list[Format]:
+        """Return the formats. ValueError if one is unknown."""
+        return [find_format(name) for name in self.formats] or list(codebook_formats())
+
+    def chosen_layouts(self) -> tuple[str, ...]:
+        """Return the layouts."""
+        return tuple(LAYOUTS) if self.layout == "all" else (self.layout,)
+
     def tokens_of(self, op: str) -> tuple[int, ...]:
         """Return the numbers of tokens that an operation runs with."""
         if op in ("matvec", "dequantize"):
@@ -79,7 +88,7 @@ def checked(options: Options) -> Options:
         raise ValueError(f"bench: seconds is {options.seconds:g}, expected more than 0 and at most {_LONGEST}")
     for op in options.ops:
         _expect_known("operation", op, OPERATIONS)
-    _expect_known("layout", options.layout, LAYOUTS)
+    _expect_known("layout", options.layout, LAYOUT_CHOICES)
     _expect_known("clock", options.clock, CLOCKS)
     options = replace(options, threads=options.threads or (num_threads(),))
     if options.clock == "cpu" and set(options.threads) != {1}:
@@ -91,20 +100,3 @@ def checked(options: Options) -> Options:
 def _expect_known(name: str, value: str, known: Sequence[str]) -> None:
     if value not in known:
         raise ValueError(f"bench: unknown {name} {value!r}, expected one of: {', '.join(known)}")
-
-
-def layouts_to_measure(options: Options) -> tuple[list[tuple[Format, tuple[str, ...]]], list[str]]:
-    """Return each format with its layouts, and notes of what is left out. ValueError if nothing remains."""
-    plan: list[tuple[Format, tuple[str, ...]]] = []
-    notes: list[str] = []
-    formats = [find_format(name) for name in options.formats] or codebook_formats()
-    for fmt in formats:
-        has = layouts_of(fmt)
-        layouts = has if options.layout == "all" else tuple(name for name in has if name == options.layout)
-        if layouts:
-            plan.append((fmt, layouts))
-        else:
-            notes.append(f"{fmt} has no layout {options.layout}")
-    if not plan:
-        raise ValueError(f"bench: layout is {options.layout}, expected one that {formats[0]} has: {', '.join(has)}")
-    return plan, notes

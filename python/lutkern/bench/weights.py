@@ -5,9 +5,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from ..formats import Format, find_format, formats
+from ..formats import Format, formats
 from ..ops import pack
-from ..tensor import PackedTensor
 
 OPERATIONS = ("matvec", "matmul", "moe", "dequantize")
 # Rows x cols of gate and up; down is the transpose.
@@ -18,7 +17,6 @@ MODELS = {
     "qwen3-30b": (768, 2048),
 }
 EXPERTS_PER_TOKEN = 8  # of all these models
-_LAYOUTS = ("blocks", "tiles")
 _SAMPLE_ROWS = 64  # that are packed; a weight repeats them in random order
 _SAMPLE_SCALE = 1 / 16  # keeps the inside of an expert layer within float16, which ggml uses for some formats
 
@@ -26,26 +24,6 @@ _SAMPLE_SCALE = 1 / 16  # keeps the inside of an expert layer within float16, wh
 def codebook_formats() -> tuple[Format, ...]:
     """Return the formats that this library is about: those with a codebook."""
     return tuple(fmt for fmt in formats() if fmt.name.startswith(("iq1", "iq2", "iq3")))
-
-
-def layouts_of(fmt: str | Format) -> tuple[str, ...]:
-    """Return the layouts that weights of this format can have.
-
-    Raises
-    ------
-    ValueError
-        If the format is unknown.
-    """
-    fmt = find_format(fmt)
-    t = PackedTensor.from_blocks(np.zeros((16, fmt.row_bytes(256)), np.uint8), fmt, (16, 256))
-    return tuple(layout for layout in _LAYOUTS if _has(t, layout))
-
-
-def _has(t: PackedTensor, layout: str) -> bool:
-    try:
-        return t.to(layout=layout).layout == layout
-    except (ValueError, RuntimeError):
-        return False
 
 
 def random_blocks(fmt: Format, shape: tuple[int, int, int], seed: int = 0) -> npt.NDArray[np.uint8]:
