@@ -75,7 +75,7 @@ def roofline(rows: Rows, title: str) -> Figure:
         _draw_bars(axes, [row for row in rows if row["threads"] == threads], formats)
         axes.set_title(f"{threads} thread{'s' if threads != '1' else ''}", fontsize=11)
     handles = all_axes[0].get_legend_handles_labels()
-    figure.legend(*handles, loc="outside lower center", ncols=len(STYLES) + 1, frameon=False)
+    figure.legend(*handles, loc="outside lower center", ncols=2 if len(panels) == 1 else len(STYLES) + 1, frameon=False)
     figure.suptitle(title, fontsize=12)
     return figure
 

@@ -106,8 +106,8 @@ def test_what_the_command_asks_for(monkeypatch: pytest.MonkeyPatch, capsys: pyte
 
 def test_cells_with_a_rival() -> None:
     row = bench.Row(
-        "iq1_m", "tiles", "avx512", "gemv", "matvec", 1536, 5120, 160, 1, 2, 1.95, 40, 1e-4, 1.1e-4, 0.034, 71.49, 17.43,
-        31.2, 0.5586, 3e-4, 3.3e-4, 3.004, 0.00549, 0.0065,
+        "iq1_m", "tiles", "avx512", "gemv", "matvec", 1536, 5120, 160, 1, 2, 1.95,
+        40, 1e-4, 1.1e-4, 0.034, 71.49, 17.43, 31.2, 0.5586, 3e-4, 3.3e-4, 3.004, 0.00549, 0.0065,
     )  # fmt: skip
     expected = ("iq1_m", "tiles", "matvec", "1536x5120", 1, 2, "71.5", "17.43", "56 %", "3 %", "3.00x", "0.0055")
     assert command._cells(row) == expected
