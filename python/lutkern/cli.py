@@ -1,4 +1,4 @@
-"""The command line: `lutkern info | inspect FILE | pack IN OUT | quality A B | demo | selftest`, each with `--json`.
+"""The command line: `lutkern info | inspect FILE | pack IN OUT | quality A B | bench | demo | selftest`, with `--json`.
 
 Exit codes: 0 done, 1 the self-test found a difference, 2 an error (one line on stderr), 130 interrupted, 141 the reader
 of the output went away.
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ._core import version
+from .bench import command as bench
 from .compare import command as quality
 from .files import command as pack
 from .runtime import info
@@ -89,6 +90,7 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--seed", type=int, metavar="N", help="draw tokens with this seed (default: most likely token)")
     demo.add_argument("--no-cache", action="store_true", help="pack anew and do not keep the packed weights")
     quality.add_options(add("quality", quality.run, "how far a packed GGUF file is from its original"))
+    bench.add_options(add("bench", bench.run, "how fast the operations run here, beside the memory and ggml"))
     add("selftest", _selftest, "compare every kernel of this build with the reference")
     return parser
 
