@@ -1,5 +1,7 @@
 #include "repack.h"
 
+#include "panel.h"
+#include "ternary_panel.h"
 #include "tiles.h"
 
 namespace lutkern {
@@ -11,8 +13,9 @@ using PutFn = void (*)(const uint8_t* blocks, int64_t row_bytes, int n_rows, int
 using GetFn = void (*)(const uint8_t* body, const uint8_t* tail, int64_t row_bytes, int n_rows, int bytes,
                        uint8_t* blocks);
 
+// Tiles of fewer rows or columns, as the tile is defined: row by row
 template <class Block>
-void put(const uint8_t* blocks, int64_t row_bytes, int n_rows, int bytes, uint8_t* body, uint8_t* tail) {
+void put_rows(const uint8_t* blocks, int64_t row_bytes, int n_rows, int bytes, uint8_t* body, uint8_t* tail) {
   using T = Tile<Block>;
   constexpr int kItems = T::kTailBytes / T::kTailItem;
   for (int r = 0; r < kTileRows; ++r) {
@@ -36,7 +39,7 @@ void put(const uint8_t* blocks, int64_t row_bytes, int n_rows, int bytes, uint8_
 }
 
 template <class Block>
-void get(const uint8_t* body, const uint8_t* tail, int64_t row_bytes, int n_rows, int bytes, uint8_t* blocks) {
+void get_rows(const uint8_t* body, const uint8_t* tail, int64_t row_bytes, int n_rows, int bytes, uint8_t* blocks) {
   using T = Tile<Block>;
   constexpr int kItems = T::kTailBytes / T::kTailItem;
   for (int r = 0; r < n_rows; ++r) {
@@ -54,6 +57,50 @@ void get(const uint8_t* body, const uint8_t* tail, int64_t row_bytes, int n_rows
       T::get(words, items, whole);
       memcpy(row, whole, static_cast<size_t>(bytes));
     }
+  }
+}
+
+// Whole tiles
+template <class Block>
+struct Panel {
+  using T = Tile<Block>;
+  static void put(const uint8_t* blocks, int64_t row_bytes, uint8_t* body, uint8_t* tail) {
+    put_panel<T>(blocks, row_bytes, body, tail);
+  }
+  static void get(const uint8_t* body, const uint8_t* tail, int64_t row_bytes, uint8_t* blocks) {
+    get_panel<T>(body, tail, row_bytes, blocks);
+  }
+};
+
+template <class Row>
+struct TernaryPanel {
+  static void put(const uint8_t* blocks, int64_t row_bytes, uint8_t* body, uint8_t* tail) {
+    put_ternary_panel<Row>(blocks, row_bytes, body, tail);
+  }
+  static void get(const uint8_t* body, const uint8_t* tail, int64_t row_bytes, uint8_t* blocks) {
+    get_ternary_panel<Row>(body, tail, row_bytes, blocks);
+  }
+};
+template <>
+struct Panel<Iq1S> : TernaryPanel<Iq1SRow> {};
+template <>
+struct Panel<Iq1M> : TernaryPanel<Iq1MRow> {};
+
+template <class Block>
+void put(const uint8_t* blocks, int64_t row_bytes, int n_rows, int bytes, uint8_t* body, uint8_t* tail) {
+  if (n_rows == kTileRows && bytes == Tile<Block>::kBytes) {
+    Panel<Block>::put(blocks, row_bytes, body, tail);
+  } else {
+    put_rows<Block>(blocks, row_bytes, n_rows, bytes, body, tail);
+  }
+}
+
+template <class Block>
+void get(const uint8_t* body, const uint8_t* tail, int64_t row_bytes, int n_rows, int bytes, uint8_t* blocks) {
+  if (n_rows == kTileRows && bytes == Tile<Block>::kBytes) {
+    Panel<Block>::get(body, tail, row_bytes, blocks);
+  } else {
+    get_rows<Block>(body, tail, row_bytes, n_rows, bytes, blocks);
   }
 }
 
@@ -179,6 +226,32 @@ const TernaryRows& ternary_rows() {
       rows.row[number] = static_cast<uint16_t>(i);
     }
     return rows;
+  }();
+  return table;
+}
+
+const TernaryTables& ternary_tables() {
+  static const TernaryTables table = [] {
+    TernaryTables out;
+    for (int i = 0; i < 2048; ++i) {
+      const uint64_t row = kIq1Grid.row[i];  // bytes of {-1, 0, 1}
+      out.digits[i] = {0, 0};
+      for (int j = 0; j < 4; ++j) {
+        const uint32_t first = ((row >> (8 * j)) + 1) & 3u;
+        const uint32_t second = ((row >> (32 + 8 * j)) + 1) & 3u;
+        out.digits[i].first |= first << (8 * j);
+        out.digits[i].both |= (3 * first + second) << (8 * j);
+      }
+    }
+    for (uint32_t i = 0; i < 256; ++i) {
+      uint32_t byte = i;
+      out.fives[i] = 0;
+      for (int k = 0; k < 5; ++k) {
+        out.fives[i] |= static_cast<uint64_t>((byte * 3) >> 8) << (8 * k);
+        byte = (byte * 3) & 255u;
+      }
+    }
+    return out;
   }();
   return table;
 }

@@ -26,8 +26,9 @@ LK_FN uint32_t word_at(const uint8_t* p) {
 }
 
 // The bytes of a block, cut into a body and a tail that starts at byte kTailAt, which is 0 or where the body ends.
-// Word::stored(word, u) and Word::natural(word, u) may permute the bits of a word.
-template <class Block, int kTailAt, int kTail, class Word>
+// Words::stored(words) and Words::natural(words) may permute the bits of the body, in place: to the order of the tile
+// and back. A word is a uint32_t, or the same word of several rows in a vector of them.
+template <class Block, int kTailAt, int kTail, class Words>
 struct CutTile {
   enum : int {
     kBlocks = Block::kBlockSize < 32 ? 32 / Block::kBlockSize : 1,
@@ -35,28 +36,33 @@ struct CutTile {
     kBytes = kBlocks * Block::kBlockBytes,
     kTailBytes = kTail,
     kTailItem = kTail == 1 ? 1 : 2,
+    kTailFrom = kTailAt,
     kWords = (kBytes - kTail) / 4,
-    kBodyAt = kTail > 0 && kTailAt == 0 ? kTail : 0
+    kBodyFrom = kTail > 0 && kTailAt == 0 ? kTail : 0
   };
   static_assert((kBytes - kTail) % 4 == 0, "the body is whole words");
+  using Order = Words;
 
   // One row: block is kBytes bytes, body kWords words, tail kTailBytes bytes.
   static inline void put(const uint8_t* block, uint32_t* body, uint8_t* tail) {
-    for (int u = 0; u < kWords; ++u) body[u] = Word::stored(word_at(block + kBodyAt + 4 * u), u);
+    memcpy(body, block + kBodyFrom, 4 * kWords);
+    Words::stored(body);
     if (kTail > 0) memcpy(tail, block + kTailAt, kTail);
   }
   static inline void get(const uint32_t* body, const uint8_t* tail, uint8_t* block) {
-    for (int u = 0; u < kWords; ++u) {
-      const uint32_t word = Word::natural(body[u], u);
-      memcpy(block + kBodyAt + 4 * u, &word, sizeof(word));
-    }
+    uint32_t words[kWords];
+    memcpy(words, body, sizeof(words));
+    Words::natural(words);
+    memcpy(block + kBodyFrom, words, sizeof(words));
     if (kTail > 0) memcpy(block + kTailAt, tail, kTail);
   }
 };
 
-struct PlainWord {
-  static inline uint32_t stored(uint32_t word, int) { return word; }
-  static inline uint32_t natural(uint32_t word, int) { return word; }
+struct PlainWords {
+  template <class W>
+  static inline void stored(W*) {}
+  template <class W>
+  static inline void natural(W*) {}
 };
 
 // Every format has a tile; formats whose tile is more than a cut have a definition of their own.
@@ -64,55 +70,47 @@ template <class Block>
 struct Tile;
 
 // Exchange the bits of word under mask with those shift places above.
-LK_FN uint32_t exchange(uint32_t word, uint32_t mask, int shift) {
-  const uint32_t difference = (word ^ (word >> shift)) & mask;
+template <class W>
+LK_FN W exchange(W word, uint32_t mask, int shift) {
+  const W difference = (word ^ (word >> shift)) & mask;
   return word ^ difference ^ (difference << shift);
 }
 
 // Bits in order of columns, bit 4 v + j -> bit 8 j + v: byte j holds the bits of the columns j, 4 + j, 8 + j ..., so that
 // one shift brings the bits of four consecutive columns to the same place of their four bytes. The place of a bit is a
-// number of five bits; taking out its two lowest and putting them on top is two rotations, each four exchanges.
-LK_FN uint32_t bits_by_byte(uint32_t word) {
-  for (int step = 0; step < 2; ++step) {
-    word = exchange(word, 0x22222222u, 1);
-    word = exchange(word, 0x0c0c0c0cu, 2);
-    word = exchange(word, 0x00f000f0u, 4);
-    word = exchange(word, 0x0000ff00u, 8);
-  }
-  return word;
+// number of five bits; its two lowest go on top. An exchange swaps two bits of that number: 0 and 2, 2 and 4, 1 and 4,
+// 1 and 3.
+template <class W>
+LK_FN W bits_by_byte(W word) {
+  word = exchange(word, 0x0a0a0a0au, 3);
+  word = exchange(word, 0x0000f0f0u, 12);
+  word = exchange(word, 0x0000ccccu, 14);
+  return exchange(word, 0x00cc00ccu, 6);
 }
 
-LK_FN uint32_t bits_by_column(uint32_t word) {
-  for (int step = 0; step < 2; ++step) {
-    word = exchange(word, 0x0000ff00u, 8);
-    word = exchange(word, 0x00f000f0u, 4);
-    word = exchange(word, 0x0c0c0c0cu, 2);
-    word = exchange(word, 0x22222222u, 1);
-  }
-  return word;
+template <class W>
+LK_FN W bits_by_column(W word) {
+  word = exchange(word, 0x00cc00ccu, 6);
+  word = exchange(word, 0x0000ccccu, 14);
+  word = exchange(word, 0x0000f0f0u, 12);
+  return exchange(word, 0x0a0a0a0au, 3);
 }
 
-// Four sign codes of seven bits and four more bits, of which bit i takes the place of the eighth sign of code i.
-LK_FN uint32_t signs_and_extra(uint32_t sevens, uint32_t extra) {
-  uint32_t word = 0;
-  for (int i = 0; i < 4; ++i) {
-    word |= ((sevens >> (7 * i)) & 127u) << (8 * i) | ((extra >> i) & 1u) << (8 * i + 7);
-  }
-  return bits_by_byte(word);
+// Four sign codes of seven bits in bits 0..27, four more bits above: bit 28 + i takes the place of the eighth sign of
+// code i.
+template <class W>
+LK_FN W signs_and_extra(W word) {
+  const W sevens = (word & 0x7fu) | ((word << 1) & 0x7f00u) | ((word << 2) & 0x7f0000u) | ((word << 3) & 0x7f000000u);
+  const W extra = ((word >> 21) & 0x80u) | ((word >> 14) & 0x8000u) | ((word >> 7) & 0x800000u) | (word & 0x80000000u);
+  return bits_by_byte(sevens | extra);
 }
 
-LK_FN uint32_t sevens_of(uint32_t stored) {
-  const uint32_t word = bits_by_column(stored);
-  uint32_t sevens = 0;
-  for (int i = 0; i < 4; ++i) sevens |= ((word >> (8 * i)) & 127u) << (7 * i);
-  return sevens;
-}
-
-LK_FN uint32_t extra_of(uint32_t stored) {
-  const uint32_t word = bits_by_column(stored);
-  uint32_t extra = 0;
-  for (int i = 0; i < 4; ++i) extra |= ((word >> (8 * i + 7)) & 1u) << i;
-  return extra;
+template <class W>
+LK_FN W sevens_and_extra(W stored) {
+  const W word = bits_by_column(stored);
+  const W sevens = (word & 0x7fu) | ((word & 0x7f00u) >> 1) | ((word & 0x7f0000u) >> 2) | ((word & 0x7f000000u) >> 3);
+  const W extra = ((word & 0x80u) << 21) | ((word & 0x8000u) << 14) | ((word & 0x800000u) << 7) | (word & 0x80000000u);
+  return sevens | extra;
 }
 
 }  // namespace lutkern
