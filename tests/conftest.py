@@ -1,4 +1,4 @@
-"""The axes of the tests: formats, instruction sets, operations, shapes. Nothing else lists them."""
+"""The axes of the tests: formats, layouts, instruction sets, shapes. Nothing else lists them."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 import lutkern
+from lutkern.tensor import LAYOUTS
 
 settings.register_profile("default", max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("ci-fuzz", max_examples=1500, deadline=None, suppress_health_check=list(HealthCheck))
@@ -35,6 +36,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         "fmt": FORMATS,
         "packable": PACKABLE,
         "integer": INTEGER,
+        "layout": list(LAYOUTS),
         "isa": lutkern.isas(),
         "device": [d.name for d in lutkern.devices() if d.available],
         "shape": list(SHAPES),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -10,17 +12,20 @@ from hypothesis import strategies as st
 
 import lutkern
 from lutkern import reference
+from lutkern.tensor import LAYOUTS
 from weights import by_name, random_tensor
 
 N_ULP = 8
 EXPERTS, INTER, HIDDEN = 5, 96, 288
 
 
-def layer(gate="iq2_xxs", up="iq1_m", down="iq3_xxs", inter=INTER, hidden=HIDDEN):
+def layer(gate="iq2_xxs", up="iq1_m", down="iq3_xxs", inter=INTER, hidden=HIDDEN, layout="blocks"):
+    """layout: of all three, or one for each."""
+    layouts = [layout] * 3 if isinstance(layout, str) else layout
     tensors = [
-        random_tensor(by_name(gate), (EXPERTS, inter, hidden), seed=1) if gate else None,
-        random_tensor(by_name(up), (EXPERTS, inter, hidden), seed=2),
-        random_tensor(by_name(down), (EXPERTS, hidden, inter), seed=3),
+        random_tensor(by_name(gate), (EXPERTS, inter, hidden), 1, layouts[0]) if gate else None,
+        random_tensor(by_name(up), (EXPERTS, inter, hidden), 2, layouts[1]),
+        random_tensor(by_name(down), (EXPERTS, hidden, inter), 3, layouts[2]),
     ]
     return tensors
 
@@ -38,24 +43,30 @@ def assert_is_reference(arguments, **options):
     assert np.all(np.abs(y - expected) <= reference.moe_bound(*arguments, n_ulp=N_ULP, **options))
 
 
-def test_every_format_in_every_projection(fmt, isa):
+def test_every_format_in_every_projection(fmt, layout, isa):
     x, ids, weights = routes(3, 2)
-    assert_is_reference((x, ids, weights, *layer(fmt.name, fmt.name, fmt.name)))
-    assert_is_reference((x, ids, weights, *layer("iq1_s", fmt.name, "iq2_xs")))
+    assert_is_reference((x, ids, weights, *layer(fmt.name, fmt.name, fmt.name, layout=layout)))
+    assert_is_reference((x, ids, weights, *layer("iq1_s", fmt.name, "iq2_xs", layout=layout)))
 
 
 @pytest.mark.parametrize("activation", ["silu", "gelu", "relu2", None])
 @pytest.mark.parametrize("gate", ["iq2_s", None], ids=["gate", "no gate"])
 @pytest.mark.parametrize("exact", [False, True], ids=["int8", "exact"])
-def test_activations_and_gates(isa, activation, gate, exact):
+def test_activations_and_gates(layout, isa, activation, gate, exact):
     x, ids, weights = routes(4, 2)
-    assert_is_reference((x, ids, weights, *layer(gate)), activation=activation, exact=exact)
+    assert_is_reference((x, ids, weights, *layer(gate, layout=layout)), activation=activation, exact=exact)
+
+
+@pytest.mark.parametrize("layouts", list(itertools.product(LAYOUTS, repeat=3)), ids="-".join)
+def test_every_projection_has_its_own_layout(isa, layouts):
+    x, ids, weights = routes(5, 2)
+    assert_is_reference((x, ids, weights, *layer(layout=layouts)))
 
 
 @pytest.mark.parametrize("tokens", [1, 2, 7, 40])
-def test_tokens_are_grouped_and_put_back(isa, tokens):
+def test_tokens_are_grouped_and_put_back(layout, isa, tokens):
     x, ids, weights = routes(tokens, 3)
-    assert_is_reference((x, ids, weights, *layer()))
+    assert_is_reference((x, ids, weights, *layer(layout=layout)))
 
 
 def test_more_pairs_than_are_worked_on_at_once():
@@ -88,9 +99,9 @@ def test_zero_tokens_and_zero_experts():
     assert np.array_equal(none, np.zeros((2, HIDDEN), np.float32))
 
 
-def test_threads_never_change_a_bit(all_threads):
+def test_threads_never_change_a_bit(layout, all_threads):
     x, ids, weights = routes(9, 3)
-    tensors = layer()
+    tensors = layer(layout=layout)
     results = []
     for threads in (1, 2, 4):
         lutkern.set_num_threads(threads)
@@ -151,10 +162,10 @@ def test_out_may_overlap_x(shift):
     assert np.array_equal(lutkern.moe(memory[:1500], ids, weights, *tensors, out=out), expected)
 
 
-def test_a_non_finite_token_stays_alone(isa):
+def test_a_non_finite_token_stays_alone(layout, isa):
     x, ids, weights = routes(4, 2)
     x[2, 5] = np.nan
-    y = lutkern.moe(x, ids, weights, *layer())
+    y = lutkern.moe(x, ids, weights, *layer(layout=layout))
     assert not np.isfinite(y[2]).any()
     assert np.isfinite(y[[0, 1, 3]]).all()
 
@@ -164,7 +175,8 @@ def test_moe_is_the_sum_over_experts(data):
     tokens, k = data.draw(st.integers(0, 6)), data.draw(st.integers(0, 4))
     names = [data.draw(st.sampled_from([f.name for f in lutkern.formats()])) for _ in range(3)]
     x, ids, weights = routes(tokens, k, seed=data.draw(st.integers(0, 999)))
-    assert_is_reference((x, ids, weights, *layer(*names)))
+    layouts = [data.draw(st.sampled_from(list(LAYOUTS))) for _ in range(3)]
+    assert_is_reference((x, ids, weights, *layer(*names, layout=layouts)))
 
 
 BAD = {

@@ -1,4 +1,4 @@
-"""matvec and matmul against the float64 reference, on every format, instruction set and odd shape."""
+"""matvec and matmul against the float64 reference, on every format, layout, instruction set and odd shape."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 import lutkern
 from lutkern import reference
+from lutkern.tensor import LAYOUTS
 from weights import by_name, random_tensor
 
 # Class "reduction": fp32 sums of exact integers, two or three roundings for each 32 columns, in lanes.
@@ -20,8 +21,8 @@ def activations(tokens: int, cols: int, seed: int = 3) -> np.ndarray:
 
 
 @pytest.mark.parametrize("exact", [False, True], ids=["int8", "exact"])
-def test_matvec_is_the_reference(fmt, isa, shape, exact):
-    t = random_tensor(fmt, shape)
+def test_matvec_is_the_reference(fmt, layout, isa, shape, exact):
+    t = random_tensor(fmt, shape, layout=layout)
     x = activations(1, shape[1])[0]
     error = np.abs(lutkern.matvec(t, x, exact=exact) - reference.matvec(t, x, exact=exact))
     assert np.all(error <= reference.fp32_bound(t, x, n_ulp=N_ULP, exact=exact))
@@ -29,9 +30,9 @@ def test_matvec_is_the_reference(fmt, isa, shape, exact):
 
 @pytest.mark.parametrize("tokens", [1, 2, 5, 33])
 @pytest.mark.parametrize("exact", [False, True], ids=["int8", "exact"])
-def test_matmul_is_the_reference(fmt, isa, tokens, exact):
+def test_matmul_is_the_reference(fmt, layout, isa, tokens, exact):
     for shape in [(7, 288), (4, 768)]:
-        t = random_tensor(fmt, shape)
+        t = random_tensor(fmt, shape, layout=layout)
         x = activations(tokens, shape[1])
         y = lutkern.matmul(t, x, exact=exact)
         assert y.shape == (tokens, shape[0])
@@ -39,8 +40,8 @@ def test_matmul_is_the_reference(fmt, isa, tokens, exact):
         assert np.all(error <= reference.fp32_bound(t, x, n_ulp=N_ULP, exact=exact))
 
 
-def test_matmul_rows_are_matvecs(fmt, isa):
-    t = random_tensor(fmt, (33, 576))
+def test_matmul_rows_are_matvecs(fmt, layout, isa):
+    t = random_tensor(fmt, (33, 576), layout=layout)
     x = activations(6, 576)
     y = lutkern.matmul(t, x)
     for token in range(6):
@@ -48,8 +49,17 @@ def test_matmul_rows_are_matvecs(fmt, isa):
         assert np.all(error <= reference.fp32_bound(t, x[token], n_ulp=N_ULP))
 
 
-def test_one_hot_gives_a_column(fmt, isa):
-    t = random_tensor(fmt, (9, 300))
+@pytest.mark.parametrize("tokens", [2, 40])
+def test_matmul_rows_of_tiles_are_matvecs_to_the_bit(fmt, isa, tokens):
+    t = random_tensor(fmt, (33, 576), layout="tiles")
+    x = activations(tokens, 576)
+    y = lutkern.matmul(t, x)
+    for token in range(tokens):
+        assert np.array_equal(y[token], lutkern.matvec(t, x[token]))
+
+
+def test_one_hot_gives_a_column(fmt, layout, isa):
+    t = random_tensor(fmt, (9, 300), layout=layout)
     w = lutkern.dequantize(t)
     for column in (0, 31, 32, 255, 256, 299):
         x = np.zeros(300, np.float32)
@@ -59,9 +69,9 @@ def test_one_hot_gives_a_column(fmt, isa):
         assert np.all(error <= reference.fp32_bound(t, x, n_ulp=N_ULP))
 
 
-def test_every_isa_has_the_same_integers(fmt):
+def test_every_isa_has_the_same_integers(fmt, layout):
     """Activations and weights that are exact at every step must give the same bits everywhere."""
-    t = random_tensor(fmt, (16, 1024))
+    t = random_tensor(fmt, (16, 1024), layout=layout)
     x = activations(1, 1024)[0]
     results = {}
     for name in lutkern.isas():
@@ -108,8 +118,8 @@ def test_int8_activations_cost_less_than_a_percent_on_gaussian_input():
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_a_non_finite_activation_never_gives_a_finite_output(fmt, isa, bad):
-    t = random_tensor(fmt, (6, 512))
+def test_a_non_finite_activation_never_gives_a_finite_output(fmt, layout, isa, bad):
+    t = random_tensor(fmt, (6, 512), layout=layout)
     x = activations(3, 512)
     x[1, 300] = bad
     y = lutkern.matmul(t, x)
@@ -119,8 +129,8 @@ def test_a_non_finite_activation_never_gives_a_finite_output(fmt, isa, bad):
     assert not np.isfinite(lutkern.matvec(t, x[1], exact=True)).any()
 
 
-def test_threads_never_change_a_bit(fmt, all_threads):
-    t = random_tensor(fmt, (530, 512))
+def test_threads_never_change_a_bit(fmt, layout, all_threads):
+    t = random_tensor(fmt, (530, 512), layout=layout)
     x = activations(3, 512)
     results = []
     for threads in (1, 2, 5):
@@ -130,8 +140,8 @@ def test_threads_never_change_a_bit(fmt, all_threads):
         assert all(np.array_equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
-def test_a_large_row_count_and_many_columns(isa):
-    t = random_tensor(by_name("iq2_xxs"), (3, 40_960))
+def test_a_large_row_count_and_many_columns(layout, isa):
+    t = random_tensor(by_name("iq2_xxs"), (3, 40_960), layout=layout)
     x = activations(1, 40_960)[0]
     error = np.abs(lutkern.matvec(t, x) - reference.matvec(t, x))
     assert np.all(error <= reference.fp32_bound(t, x, n_ulp=4 * N_ULP))
@@ -142,7 +152,8 @@ def test_any_bytes_with_finite_scales_are_a_weight(data):
     fmt = data.draw(st.sampled_from(lutkern.formats()))
     rows = data.draw(st.integers(1, 9))
     cols = data.draw(st.integers(1, 600))
-    t = random_tensor(fmt, (rows, cols), seed=data.draw(st.integers(0, 2**16)))
+    layout = data.draw(st.sampled_from(list(LAYOUTS)))
+    t = random_tensor(fmt, (rows, cols), seed=data.draw(st.integers(0, 2**16)), layout=layout)
     x = activations(1, cols, seed=data.draw(st.integers(0, 2**16)))[0]
     error = np.abs(lutkern.matvec(t, x) - reference.matvec(t, x))
     assert np.all(error <= reference.fp32_bound(t, x, n_ulp=N_ULP))

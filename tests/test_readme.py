@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import lutkern
@@ -35,6 +36,15 @@ def test_the_commands_for_c(tmp_path):
     result = subprocess.run(["sh", "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert result.stderr == ""
     assert result.stdout.endswith(" rows agree\n")
+
+
+def test_the_layout_table():
+    rows = dict(re.findall(r"^\| `(\w+)` \| [\d.]+ \| ([\d.]+) \|$", README, flags=re.MULTILINE))
+    for fmt in lutkern.formats():
+        data = np.zeros((16, fmt.row_bytes(1024)), np.uint8)
+        tiles = lutkern.PackedTensor.from_blocks(data, fmt, (16, 1024)).to(layout="tiles")
+        assert tiles.bits_per_weight == float(rows.pop(fmt.name, fmt.bits_per_weight))
+    assert not rows
 
 
 def test_the_format_table():

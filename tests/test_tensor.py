@@ -17,17 +17,17 @@ from reference_samples import finite_rows, gguf_dequantize
 from weights import by_name, random_tensor
 
 
-def test_dequantize_is_the_gguf_package(fmt, isa, shape):
-    t = random_tensor(fmt, shape)
+def test_dequantize_is_the_gguf_package(fmt, layout, isa, shape):
+    t = random_tensor(fmt, shape, layout=layout)
     expected = gguf_dequantize(t.blocks(), fmt.name)[:, : shape[1]]
     assert np.array_equal(lutkern.dequantize(t).view(np.uint32), expected.view(np.uint32))
 
 
-def test_dequantize_of_extreme_scales(fmt, isa):
+def test_dequantize_of_extreme_scales(fmt, layout, isa):
     """Any bytes decode as the gguf package says, wherever that is a number: subnormal, negative and huge scales too."""
     rng = np.random.default_rng(11)
     blocks = rng.integers(0, 256, (64, fmt.row_bytes(1024)), dtype=np.uint8)
-    ours = lutkern.dequantize(PackedTensor.from_blocks(blocks, fmt, (64, 1024)))
+    ours = lutkern.dequantize(PackedTensor.from_blocks(blocks, fmt, (64, 1024)).to(layout=layout))
     theirs = gguf_dequantize(blocks, fmt.name)
     finite = np.isfinite(theirs)
     assert finite.mean() > 0.9
@@ -35,8 +35,8 @@ def test_dequantize_of_extreme_scales(fmt, isa):
     assert not np.isfinite(ours[~finite]).any()
 
 
-def test_experts_decode_like_their_own_matrices(fmt):
-    t = random_tensor(fmt, (3, 5, 300))
+def test_experts_decode_like_their_own_matrices(fmt, layout):
+    t = random_tensor(fmt, (3, 5, 300), layout=layout)
     whole = lutkern.dequantize(t)
     assert whole.shape == (3, 5, 300)
     for e in range(3):
@@ -109,15 +109,15 @@ def test_what_results_are_sized_by_cannot_be_set(name):
     assert lutkern.dequantize(t).shape == (4, 512)
 
 
-def test_pickle():
-    t = random_tensor(by_name("iq3_s"), (3, 300))
+def test_pickle(layout):
+    t = random_tensor(by_name("iq3_s"), (3, 300), layout=layout)
     again = pickle.loads(pickle.dumps(t))
-    assert again.shape == t.shape
+    assert (again.shape, again.format, again.layout) == (t.shape, t.format, layout)
     assert np.array_equal(again.blocks(), t.blocks())
 
 
-def test_dequantize_into_out():
-    t = random_tensor(by_name("iq2_s"), (3, 300))
+def test_dequantize_into_out(layout):
+    t = random_tensor(by_name("iq2_s"), (3, 300), layout=layout)
     out = np.full((3, 300), np.nan, np.float32)
     assert lutkern.dequantize(t, out=out) is out
     assert np.array_equal(out, lutkern.dequantize(t))
@@ -188,7 +188,7 @@ BAD = {
     "layout": (
         lambda: PackedTensor.from_blocks(Q80, "q8_0", (4, 32)).to(layout="rows"),
         ValueError,
-        "to: unknown layout 'rows', expected one of: blocks",
+        "to: unknown layout 'rows', expected one of: blocks, tiles",
     ),
     "device": (
         lambda: PackedTensor.from_blocks(Q80, "q8_0", (4, 32)).to(device="cuda"),

@@ -58,8 +58,6 @@ LK_FN void number_eights(const uint8_t* fours, uint16_t* eights) {
   }
 }
 
-// Each step is made for all rows before the next: what is written in small pieces is read in large ones, and the other
-// way around, which a processor does well only some time later.
 template <class Row>
 LK_FN void put_ternary_panel(const uint8_t* blocks, int64_t row_bytes, uint8_t* body, uint8_t* tail) {
   using T = typename Row::Tile;
@@ -80,6 +78,8 @@ LK_FN void put_ternary_panel(const uint8_t* blocks, int64_t row_bytes, uint8_t* 
   }
 }
 
+// Each step is made for all rows before the next: what is written in small pieces is read in large ones, and the other
+// way around, which a processor does well only some time later.
 template <class Row>
 LK_FN void get_ternary_panel(const uint8_t* body, const uint8_t* tail, int64_t row_bytes, uint8_t* blocks) {
   using T = typename Row::Tile;

@@ -21,7 +21,8 @@ def aligned_bytes(n: int) -> npt.NDArray[np.uint8]:
     if n < _PAGE:
         whole = np.empty(n + align, np.uint8)
     else:
-        region = mmap.mmap(-1, n + align)
+        # Private: shared memory has no large pages by default, and a forked child must not write into its parent's.
+        region = mmap.mmap(-1, n + align, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         if hasattr(mmap, "MADV_HUGEPAGE"):
             with contextlib.suppress(OSError):  # a kernel without them
                 region.madvise(mmap.MADV_HUGEPAGE)

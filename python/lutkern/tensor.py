@@ -16,6 +16,7 @@ from .memory import aligned_bytes
 
 LAYOUTS = {"blocks": 0, "tiles": 1}  # lutkern_layout
 _DEVICES = ("cpu",)
+_MAX_WEIGHTS = 1 << 46  # of a tensor of the library
 
 
 class PackedTensor:
@@ -89,7 +90,10 @@ class PackedTensor:
         fmt = find_format(fmt)
         shape = _checked_shape("from_tiles", shape)
         if version != _core.tile_version:
-            raise ValueError(f"from_tiles: the tiles have version {version}, expected {_core.tile_version}")
+            raise ValueError(f"from_tiles: the tiles have version {version!r}, expected {_core.tile_version}")
+        if math.prod(shape) > _MAX_WEIGHTS:
+            size = " x ".join(map(str, shape))
+            raise ValueError(f"from_tiles: shape is {size}, expected at most 2^46 weights")
         flat = _flat_bytes("from_tiles", "tiles", tiles, fmt, shape, _nbytes("tiles", fmt, shape))
         return cls._make(flat.reshape((*shape[:-2], -1)), fmt, shape, "tiles")
 

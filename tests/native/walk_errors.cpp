@@ -94,6 +94,62 @@ void wrong_tensors(const Calls& c) {
   if (!untouched(&t, sizeof(t))) fail("the tensor was written");
 }
 
+// 5 x 64 of q4_0: 180 bytes of blocks; tiles of 16 rows by 32 columns, 288 bytes each, two of them side by side
+void wrong_layouts(const Calls& c) {
+  const int32_t type = c.f.ggml_type;
+  const auto bytes = [&](int32_t t, int layout, int64_t experts, int64_t rows, int64_t cols) {
+    return lutkern_tensor_bytes(t, static_cast<lutkern_layout>(layout), experts, rows, cols);
+  };
+  set_case("errors, tensor_bytes");
+  if (bytes(type, 0, 1, 5, 64) != 180 || bytes(type, 1, 1, 5, 64) != 576) fail("bytes of one matrix");
+  if (bytes(type, 0, 3, 17, 33) != 3 * 17 * 36 || bytes(type, 1, 3, 17, 33) != 3 * 2 * 576) fail("bytes of three");
+  if (bytes(3000, 0, 1, 5, 64) != 0 || bytes(3000, 1, 1, 5, 64) != 0) fail("bytes of an unknown type");
+  if (bytes(type, 2, 1, 5, 64) != 0 || bytes(type, -1, 1, 5, 64) != 0) fail("bytes of an unknown layout");
+  for (const int64_t bad : {INT64_MIN, int64_t{-1}, int64_t{0}, (int64_t{1} << 46) + 1, INT64_MAX}) {
+    for (const int layout : {0, 1}) {
+      if (bytes(type, layout, bad, 5, 64) != 0 || bytes(type, layout, 1, bad, 64) != 0 ||
+          bytes(type, layout, 1, 5, bad) != 0) {
+        fail("bytes of a size of %lld", static_cast<long long>(bad));
+      }
+    }
+  }
+
+  lutkern_tensor t;
+  memset(&t, kUntouched, sizeof(t));
+  const Bytes data(576);
+  c.expect(lutkern_tensor_init(&t, type, LUTKERN_TILES, 1, 5, 64, data.get(), 180), LUTKERN_ERROR_VALUE,
+           "tensor: the weight has 180 bytes, q4_0 of 1 x 5 x 64 in tiles needs 576");
+  c.expect(lutkern_tensor_init(&t, type, static_cast<lutkern_layout>(2), 1, 5, 64, data.get(), 576),
+           LUTKERN_ERROR_VALUE, "tensor: the weight has the layout 2, expected blocks (0) or tiles (1)");
+  if (!untouched(&t, sizeof(t))) fail("the tensor was written");
+
+  const lutkern_tensor& w = c.w.tensor;
+  uint8_t* out = c.packed.get();
+  const size_t n = c.packed.nbytes();
+  c.expect(lutkern_repack(nullptr, LUTKERN_TILES, out, n, nullptr), LUTKERN_ERROR_VALUE,
+           "repack: the weight is null, expected a weight");
+  c.expect(lutkern_repack(&w, LUTKERN_TILES, nullptr, 576, nullptr), LUTKERN_ERROR_VALUE, "repack: out is null");
+  c.expect(lutkern_repack(&w, static_cast<lutkern_layout>(2), out, n, nullptr), LUTKERN_ERROR_VALUE,
+           "repack: unknown layout 2, expected blocks (0) or tiles (1)");
+  c.expect(lutkern_repack(&w, LUTKERN_TILES, out, n, nullptr), LUTKERN_ERROR_VALUE,
+           "repack: out has 180 bytes, expected 576");
+  c.expect(lutkern_repack(&w, LUTKERN_BLOCKS, out, n - 1, nullptr), LUTKERN_ERROR_VALUE,
+           "repack: out has 179 bytes, expected 180");
+  lutkern_tensor bad = w;
+  bad.layout = LUTKERN_TILES;
+  c.expect(lutkern_repack(&bad, LUTKERN_BLOCKS, out, n, nullptr), LUTKERN_ERROR_VALUE,
+           "repack: the weight has 180 bytes, q4_0 of 1 x 5 x 64 in tiles needs 576");
+  bad = w;
+  bad.ggml_type = 3000;
+  c.expect(lutkern_repack(&bad, LUTKERN_TILES, out, n, nullptr), LUTKERN_ERROR_VALUE,
+           "repack: the weight has the unknown ggml type 3000, expected one of lutkern_format_at");
+
+  const Bytes copy(static_cast<int64_t>(n));  // the same layout is a copy
+  check_ok(lutkern_repack(&w, LUTKERN_BLOCKS, copy.get(), n, nullptr));
+  if (memcmp(copy.get(), w.data, n) != 0) fail("a copy of blocks is another weight");
+  if (lutkern_tile_version() != 1) fail("the version of tiles is %d", lutkern_tile_version());
+}
+
 void wrong_weights(const Calls& c) {
   const lutkern_matrix x = c.row();
   c.expect(lutkern_dequantize(nullptr, c.out.get(), nullptr), LUTKERN_ERROR_VALUE,
@@ -289,6 +345,7 @@ void walk_errors() {
   Calls calls(random);
   wrong_formats(calls);
   wrong_tensors(calls);
+  wrong_layouts(calls);
   wrong_weights(calls);
   wrong_inputs(calls);
   wrong_ranges(calls);
