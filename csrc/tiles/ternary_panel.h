@@ -21,13 +21,16 @@ struct TernaryTables {
 };
 const TernaryTables& ternary_tables();  // repack.cpp
 
-// One row of a tile, its words 0..12 as numbers below 243 instead of fractions
+// One row of a tile, its words 0..12 as numbers below 243 instead of fractions. Two words hold the digits of five rows.
 LK_FN void number_words(const TernaryTables::Digits* digits, const uint16_t* rows, uint32_t* words) {
   for (int i = 0; i < 6; ++i) {
     const uint16_t* row = rows + 5 * i;
     const TernaryTables::Digits middle = digits[row[2]];
-    words[2 * i] = 27 * digits[row[0]].both + 3 * digits[row[1]].both + middle.first;
-    words[2 * i + 1] = 81 * (middle.both - 3 * middle.first) + 9 * digits[row[3]].both + digits[row[4]].both;
+    const uint64_t low = 27ull * digits[row[0]].both + 3ull * digits[row[1]].both + middle.first;
+    const uint64_t high =
+        81ull * (middle.both - 3ull * middle.first) + 9ull * digits[row[3]].both + digits[row[4]].both;
+    const uint64_t two = low | high << 32;
+    memcpy(words + 2 * i, &two, sizeof(two));
   }
   words[12] = 27 * digits[rows[30]].both + 3 * digits[rows[31]].both;
 }
@@ -58,17 +61,19 @@ LK_FN void number_eights(const uint8_t* fours, uint16_t* eights) {
   }
 }
 
+// Each step is made for all rows before the next: what is written in small pieces is read in large ones, and the other
+// way around, which a processor does well only some time later.
 template <class Row>
 LK_FN void put_ternary_panel(const uint8_t* blocks, int64_t row_bytes, uint8_t* body, uint8_t* tail) {
   using T = typename Row::Tile;
   const TernaryTables& tables = ternary_tables();
   uint32_t words[kTileRows][T::kWords];
+  uint16_t rows[kTileRows][32];
   for (int r = 0; r < kTileRows; ++r) {
-    uint16_t rows[32];
-    Row::put(blocks + r * row_bytes, rows, words[r]);
-    number_words(tables.digits, rows, words[r]);
+    Row::put(blocks + r * row_bytes, rows[r], words[r]);
     if (T::kTailBytes > 0) memcpy(tail + T::kTailBytes * r, blocks + r * row_bytes, T::kTailBytes);
   }
+  for (int r = 0; r < kTileRows; ++r) number_words(tables.digits, rows[r], words[r]);
   for (int r = 0; r < kTileRows; r += 4) {
     RowWords columns[T::kWords];
     load_rows<T::kWords>(reinterpret_cast<const uint8_t*>(words[r]), sizeof(words[r]), columns);
@@ -78,8 +83,6 @@ LK_FN void put_ternary_panel(const uint8_t* blocks, int64_t row_bytes, uint8_t* 
   }
 }
 
-// Each step is made for all rows before the next: what is written in small pieces is read in large ones, and the other
-// way around, which a processor does well only some time later.
 template <class Row>
 LK_FN void get_ternary_panel(const uint8_t* body, const uint8_t* tail, int64_t row_bytes, uint8_t* blocks) {
   using T = typename Row::Tile;
@@ -94,6 +97,7 @@ LK_FN void get_ternary_panel(const uint8_t* body, const uint8_t* tail, int64_t r
     }
     store_rows<T::kWords>(columns, sizeof(words[r]), reinterpret_cast<uint8_t*>(words[r]));
   }
+  // Step by step, as above
   uint8_t fours[kTileRows][5 * kDigitWords + 3];
   for (int r = 0; r < kTileRows; ++r) number_fours(tables.fives, words[r], fours[r]);
   uint16_t rows[kTileRows][32];
