@@ -63,13 +63,44 @@ LK_FN void store_rows(const RowWords* words, int64_t row_bytes, uint8_t* rows) {
   }
 }
 
+// Words that stay as they are need no place in between.
+template <int n>
+LK_FN void put_plain(const uint8_t* rows, int64_t row_bytes, uint8_t* body) {
+  for (int u = 0; u < n; u += 4) {
+    const int first = u + 4 <= n ? u : n - 4;
+    for (int r = 0; r < kTileRows; r += 4) {
+      RowWords square[4];
+      for (int i = 0; i < 4; ++i) square[i] = load_words(rows + (r + i) * row_bytes + 4 * first);
+      transpose(square);
+      for (int i = 0; i < 4; ++i) store_words(body + 4 * ((first + i) * kTileRows + r), square[i]);
+    }
+  }
+}
+
+template <int n>
+LK_FN void get_plain(const uint8_t* body, int64_t row_bytes, uint8_t* rows) {
+  for (int r = 0; r < kTileRows; r += 4) {
+    for (int u = 0; u < n; u += 4) {
+      const int first = u + 4 <= n ? u : n - 4;
+      RowWords square[4];
+      for (int i = 0; i < 4; ++i) square[i] = load_words(body + 4 * ((first + i) * kTileRows + r));
+      transpose(square);
+      for (int i = 0; i < 4; ++i) store_words(rows + (r + i) * row_bytes + 4 * first, square[i]);
+    }
+  }
+}
+
 template <class T>
 LK_FN void put_panel(const uint8_t* blocks, int64_t row_bytes, uint8_t* body, uint8_t* tail) {
-  for (int r = 0; r < kTileRows; r += 4) {
-    RowWords words[T::kWords];
-    load_rows<T::kWords>(blocks + r * row_bytes + T::kBodyFrom, row_bytes, words);
-    T::Order::stored(words);
-    for (int u = 0; u < T::kWords; ++u) store_words(body + 4 * (u * kTileRows + r), words[u]);
+  if constexpr (T::Order::kPlain) {
+    put_plain<T::kWords>(blocks + T::kBodyFrom, row_bytes, body);
+  } else {
+    for (int r = 0; r < kTileRows; r += 4) {
+      RowWords words[T::kWords];
+      load_rows<T::kWords>(blocks + r * row_bytes + T::kBodyFrom, row_bytes, words);
+      T::Order::stored(words);
+      for (int u = 0; u < T::kWords; ++u) store_words(body + 4 * (u * kTileRows + r), words[u]);
+    }
   }
   for (int i = 0; i < T::kTailBytes / T::kTailItem; ++i) {
     for (int r = 0; r < kTileRows; ++r) {
@@ -81,11 +112,15 @@ LK_FN void put_panel(const uint8_t* blocks, int64_t row_bytes, uint8_t* body, ui
 
 template <class T>
 LK_FN void get_panel(const uint8_t* body, const uint8_t* tail, int64_t row_bytes, uint8_t* blocks) {
-  for (int r = 0; r < kTileRows; r += 4) {
-    RowWords words[T::kWords];
-    for (int u = 0; u < T::kWords; ++u) words[u] = load_words(body + 4 * (u * kTileRows + r));
-    T::Order::natural(words);
-    store_rows<T::kWords>(words, row_bytes, blocks + r * row_bytes + T::kBodyFrom);
+  if constexpr (T::Order::kPlain) {
+    get_plain<T::kWords>(body, row_bytes, blocks + T::kBodyFrom);
+  } else {
+    for (int r = 0; r < kTileRows; r += 4) {
+      RowWords words[T::kWords];
+      for (int u = 0; u < T::kWords; ++u) words[u] = load_words(body + 4 * (u * kTileRows + r));
+      T::Order::natural(words);
+      store_rows<T::kWords>(words, row_bytes, blocks + r * row_bytes + T::kBodyFrom);
+    }
   }
   for (int i = 0; i < T::kTailBytes / T::kTailItem; ++i) {
     for (int r = 0; r < kTileRows; ++r) {

@@ -58,7 +58,9 @@ struct CutTile {
   }
 };
 
+// kPlain: words stay as they are.
 struct PlainWords {
+  enum : bool { kPlain = true };
   template <class W>
   static inline void stored(W*) {}
   template <class W>

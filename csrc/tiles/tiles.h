@@ -43,6 +43,7 @@ struct Tile<F32> : CutTile<F32, 0, 0, PlainWords> {};
 // Words kFirst up to kEnd - 1 hold one bit for each column.
 template <int kFirst, int kEnd>
 struct BitWords {
+  enum : bool { kPlain = false };
   template <class W>
   static inline void stored(W* words) {
     for (int u = kFirst; u < kEnd; ++u) words[u] = bits_by_byte(words[u]);
@@ -60,6 +61,7 @@ struct Tile<Q51> : CutTile<Q51, 0, 4, BitWords<0, 1>> {};  // high 0, code 1..4;
 // ---- ternary: base 3, see ternary.h ----
 
 struct BiasedWords {
+  enum : bool { kPlain = false };
   template <class W>
   static inline void stored(W* words) {
     for (int u = 0; u < kDigitWords; ++u) words[u] = words[u] ^ 0x80808080u;
@@ -81,6 +83,7 @@ struct Tile<Iq1M> : Iq1MTile {};
 // Words kFirst, kFirst + kStep ... below kEnd hold four sign codes and four bits of a scale.
 template <int kFirst, int kEnd, int kStep>
 struct SevensWords {
+  enum : bool { kPlain = false };
   template <class W>
   static inline void stored(W* words) {
     for (int u = kFirst; u < kEnd; u += kStep) words[u] = signs_and_extra(words[u]);
@@ -100,6 +103,7 @@ struct Tile<Iq3Xxs> : CutTile<Iq3Xxs, 0, 2, SevensWords<16, 24, 1>> {};
 // index 0..7, signs 8..15, high 16..17, scale 18..19. Of high, byte i of a word holds the two bits of index i of four
 // groups of 32 columns; in the block, byte g holds those of the four indices of group g.
 struct Iq2SWords {
+  enum : bool { kPlain = false };
   using Signs = BitWords<8, 16>;
   template <class W>
   static inline void transpose_high(W* words) {
@@ -122,6 +126,7 @@ struct Tile<Iq2S> : CutTile<Iq2S, 0, 2, Iq2SWords> {};
 // index 0..15, high 16..17, signs 18..25, scale 26. Bit g of byte i of word 16 + a is the ninth bit of index 8 g + 4 a +
 // i; in the block, bit 4 a + i of byte g.
 struct Iq3SWords {
+  enum : bool { kPlain = false };
   using Signs = BitWords<18, 26>;
   // Between the two words the highest bit of g changes places with a; inside of a word the rest of g with i.
   template <class W>
@@ -153,6 +158,7 @@ struct Tile<Iq3S> : CutTile<Iq3S, 0, 2, Iq3SWords> {};
 // index (low bytes) 0..7, signs with the ninth index bits 8..15, scale 16..17. In the block an index, its ninth bit and
 // its sign code are one u16.
 struct Iq2XsWords {
+  enum : bool { kPlain = false };
   // Bytes 0 and 2 of two words
   template <class W>
   static inline W even_bytes(W low, W high) {
