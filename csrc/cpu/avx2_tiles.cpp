@@ -151,6 +151,11 @@ static inline uint32_t number_of(const RowNumbers& n, int r, int i) {
   return n.number[4 * (r & 1) + 16 * (r >> 1 & 1) + 8 * (r >> 2) + i];
 }
 
+// A row of the codebook joins a vector at its place by a load that begins as much before it, and a blend: no shuffle.
+template <int kPlace>
+static inline __m128i joined(__m128i rows, const uint32_t* row) {
+  return _mm_blend_epi32(rows, _mm_loadu_si128(reinterpret_cast<const __m128i*>(row - kPlace)), 1 << kPlace);
+}
 static inline __m128i two_rows(const uint64_t* a, const uint64_t* b) {
   const __m128d first = _mm_castsi128_pd(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(a)));
   return _mm_castpd_si128(_mm_loadh_pd(first, reinterpret_cast<const double*>(b)));
@@ -182,11 +187,6 @@ static inline void grid8(const Codebook<uint64_t, kRows>& grid, const Numbers& n
   }
 }
 
-// A row of the codebook joins a vector at its place by a load that begins as much before it, and a blend: no shuffle.
-template <int kPlace>
-static inline __m128i joined(__m128i rows, const uint32_t* row) {
-  return _mm_blend_epi32(rows, _mm_loadu_si128(reinterpret_cast<const __m128i*>(row - kPlace)), 1 << kPlace);
-}
 static inline __m128i four_words(const uint32_t* a, const uint32_t* b, const uint32_t* c, const uint32_t* d) {
   return joined<3>(joined<2>(joined<1>(_mm_loadu_si128(reinterpret_cast<const __m128i*>(a)), b), c), d);
 }
@@ -235,7 +235,7 @@ static inline __m256i sum_of_8(const Codebook<uint64_t, kRows>& grid, const Numb
   for (int i = 3; i >= 0; --i) {
     const __m256i minus = _mm256_sub_epi8(_mm256_setzero_si256(), x[i]);
     pairs[i] = _mm256_maddubs_epi16(rows[i], _mm256_blendv_epi8(x[i], minus, sign));
-    sign = _mm256_slli_epi16(sign, 2);  // what comes from the byte below stays under bit 7
+    sign = _mm256_add_epi8(sign, sign);
   }
   return _mm256_add_epi32(_mm256_madd_epi16(_mm256_add_epi16(pairs[0], pairs[1]), first),
                           _mm256_madd_epi16(_mm256_add_epi16(pairs[2], pairs[3]), second));
@@ -245,9 +245,9 @@ template <int kRows, class Numbers>
 static inline Vi32 sum_of_grid8(const Codebook<uint64_t, kRows>& grid, const Numbers& numbers, const int8_t* q,
                                 Vu32 signs, Vi16 first, Vi16 second) {
   const __m256i x[4] = {broadcast8(q), broadcast8(q + 8), broadcast8(q + 16), broadcast8(q + 24)};
-  // The odd bits belong to the upper four columns.
+  // The upper nibbles belong to the upper four columns; what comes from the byte below stays under bit 7.
   const __m256i odd = raw(signs);
-  const __m256i even = _mm256_add_epi8(odd, odd);
+  const __m256i even = _mm256_slli_epi16(odd, 4);
   const __m256i f = raw(first);
   const __m256i s = raw(second);
   const __m256 a = _mm256_castsi256_ps(sum_of_8(grid, numbers, 0, x, _mm256_unpacklo_epi32(even, odd),

@@ -168,7 +168,8 @@ static inline void nibbles(const TileBody& t, int first_word, Vu8* code) {
 
 static inline void fifth_bits(Vu32 high, Vu8* code) {
   for (int v = 0; v < 8; ++v) {
-    code[v] |= reinterpret_cast<Vu8>((v < 4 ? high << (4 - v) : high >> (v - 4)) & splat(0x10101010u));
+    const int bit = 4 * (v % 2) + v / 2;
+    code[v] |= reinterpret_cast<Vu8>((bit < 4 ? high << (4 - bit) : high >> (bit - 4)) & splat(0x10101010u));
   }
 }
 

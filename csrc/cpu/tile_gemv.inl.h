@@ -33,7 +33,11 @@ static inline Vi32 grid_sum(Codes& codes, int g, const int8_t* q) {
   load_x(q, x);
   codes.magnitudes(g, code);
   Vu8 sign = reinterpret_cast<Vu8>(codes.signs(g));
-  for (int v = 7; v >= 0; --v, sign += sign) x[v] = negate_where(x[v], sign);
+#pragma GCC unroll 8
+  for (const int v : kSignOrder) {
+    x[v] = negate_where(x[v], sign);
+    sign += sign;
+  }
   const Vi16 scales = codes.scales(g);
   if constexpr (Codes::kScales == 1) {
     return dot_scaled<Codes::kLargest, 8>(code, x, scales);
