@@ -15,6 +15,19 @@ bool has_avx2() {
 }
 #endif
 
+#if defined(LUTKERN_EMULATED_AVX512)
+// A test build: functions take the place of the intrinsics.
+bool has_avx512() { return has_avx2(); }
+#elif defined(LUTKERN_HAVE_AVX512)
+// Each of these also asks whether the system saves the registers.
+bool has_avx512() {
+  return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+         __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512vbmi") &&
+         __builtin_cpu_supports("avx512bitalg") && __builtin_cpu_supports("gfni");
+}
+#endif
+
 bool always() { return true; }
 
 struct IsaRow {
@@ -23,6 +36,9 @@ struct IsaRow {
 };
 
 constexpr IsaRow kRows[] = {
+#if defined(LUTKERN_HAVE_AVX512)
+    {&kAvx512Kernels, has_avx512},
+#endif
 #if defined(LUTKERN_HAVE_AVX2)
     {&kAvx2Kernels, has_avx2},
 #endif

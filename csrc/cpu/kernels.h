@@ -55,6 +55,7 @@ struct CpuKernels {
 
 extern const CpuKernels kScalarKernels;
 extern const CpuKernels kAvx2Kernels;
+extern const CpuKernels kAvx512Kernels;
 
 // dispatch.cpp. The table in use has no null entry; name is that of the row the walk starts at.
 const CpuKernels& kernels();
