@@ -22,7 +22,16 @@
 // loaded one by one, and their signs are taken from the loaded bytes.
 //
 // The caller guarantees whole blocks and activations padded to 256 columns.
+#if defined(__GNUC__) && !defined(__clang__)
+// GCC 12 takes the undefined registers of its own header for mistakes.
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #include <immintrin.h>
+#pragma GCC diagnostic pop
+#else
+#include <immintrin.h>
+#endif
 
 #include "kernels.h"
 
@@ -146,6 +155,10 @@ struct SignBytes {
   alignas(64) uint8_t v[64];
 };
 
+// Mask registers are loaded eight bytes at a time, in one instruction; a compiler that saw where the bytes come from
+// would take the vector apart, in two or three.
+static inline void keep_in_memory(SignBytes& bytes) { asm("" : "+m"(bytes)); }
+
 // How many blocks, of as many rows, are decoded together to fill a vector of 64 row numbers.
 template <class Block>
 struct Together {
@@ -251,6 +264,7 @@ static inline void decode(const Iq2Xxs* const* b, SignBytes& bytes, Decoded* out
   const __m512i both = _mm512_mask_multishift_epi64_epi8(first, 0xf0f0f0f0f0f0f0f0, begin, group[1]);
   const __m512i signs = _mm512_gf2p8affine_epi64_epi8(both, all_u64(kWithParity), 0);
   _mm512_store_si512(bytes.v, in_order(kBlocks, signs));
+  keep_in_memory(bytes);
   for (int i = 0; i < 2; ++i) {
     out[i].signs = bytes.v + 32 * i;
     out[i].s_i32x16 = _mm512_srli_epi32(in_order(kWords, group[i]), 28);
@@ -274,6 +288,7 @@ static inline void decode(const Iq2Xs* const* b, SignBytes& bytes, Decoded* out)
   look_up_codes(kIq2XsPlanes, index, bit, out[0].codes[0], out[1].codes[0]);
   const __m512i signs = _mm512_gf2p8affine_epi64_epi8(high, all_u64(kShiftedParity), 0);
   _mm512_store_si512(bytes.v, pick(kRowsInOrder, signs));
+  keep_in_memory(bytes);
   for (int i = 0; i < 2; ++i) {
     out[i].signs = bytes.v + 32 * i;
     out[i].s_i32x16 = nibbles(b[i]->scale);
@@ -316,6 +331,7 @@ static inline void decode(const Iq3Xxs* const* b, SignBytes& bytes, Decoded* out
   const __m256i sevens = _mm256_multishift_epi64_epi8(_mm256_set1_epi64x(0x352e2720150e0700), words);
   const __m256i parity = _mm256_set1_epi64x(static_cast<long long>(kWithParity));
   _mm256_store_si256(reinterpret_cast<__m256i*>(bytes.v), _mm256_gf2p8affine_epi64_epi8(sevens, parity, 0));
+  keep_in_memory(bytes);
   out[0].signs = bytes.v;
   out[0].s_i32x16 = _mm512_srli_epi32(in_order(kTransposedPairs, _mm512_castsi256_si512(words)), 28);
 }
@@ -448,18 +464,29 @@ static inline void fields_of(const Iq1M& b, Fields& f) {
   f.s_i32x16 = _mm512_and_si512(shifted(kBits, all_u64(load_u64(b.word))), _mm512_set1_epi32(7));
 }
 
-static inline __m512i rows64(const uint16_t* row) {
-  const auto at = [row](int i) { return static_cast<long long>(kIq1Grid.row[row[i]]); };
-  return _mm512_set_epi64(at(7), at(6), at(5), at(4), at(3), at(2), at(1), at(0));
+// These four are called for each chunk of two formats: inlined all the same, so that constants stay in registers. A
+// masked broadcast puts a row where it belongs without a shuffle.
+[[gnu::always_inline]] static inline __m256i rows32(const uint16_t* row) {
+  const auto at = [row](int i) { return _mm_loadl_epi64(reinterpret_cast<const __m128i*>(kIq1Grid.row + row[i])); };
+  __m256i out = _mm256_castsi128_si256(at(0));
+  out = _mm256_mask_broadcastq_epi64(out, 2, at(1));
+  out = _mm256_mask_broadcastq_epi64(out, 4, at(2));
+  return _mm256_mask_broadcastq_epi64(out, 8, at(3));
+}
+
+[[gnu::always_inline]] static inline __m512i rows64(const uint16_t* row) {
+  return _mm512_inserti64x4(_mm512_castsi256_si512(rows32(row)), rows32(row + 4), 1);
 }
 
 template <int kChunkOfBlock>
-static inline __m512 dot_ternary(const Fields& f, const int8_t* q, __m512 scales, __m512 sum_f32x16) {
+[[gnu::always_inline]] static inline __m512 dot_ternary(const Fields& f, const int8_t* q, __m512 scales,
+                                                        __m512 sum_f32x16) {
   const __m512i dots = dot4_i32x16(rows64(f.row + 8 * kChunkOfBlock), load_i8x64(q + 64 * kChunkOfBlock));
   return _mm512_fmadd_ps(_mm512_cvtepi32_ps(dots), scales_of_chunk<kChunkOfBlock>(scales), sum_f32x16);
 }
 
-static inline __m512 dot_block(const Fields& f, const int8_t* q, const float* scale, const int16_t* sum) {
+[[gnu::always_inline]] static inline __m512 dot_block(const Fields& f, const int8_t* q, const float* scale,
+                                                      const int16_t* sum) {
   const __m512 scales = odd_times(f.s_i32x16, x_scales(scale));
   // The shifts meet sums of 8 activations: one product for 8 columns instead of eight, an integer until x.scale.
   const __m512i sign = _mm512_mask_blend_epi16(f.minus, _mm512_set1_epi16(1), _mm512_set1_epi16(-1));
@@ -660,6 +687,7 @@ static inline void dot_panel(const Unpacked*, const PanelScales& panel, int n_ro
   const __m512 x_scale = x_scales(scale);
   const __m512 sums = kHasOffset ? sums_of_16(sum) : _mm512_setzero_ps();
   __m512 part[kPanel];
+#pragma GCC unroll 4
   for (int p = 0; p < kPanel; ++p) {
     part[p] = _mm512_setzero_ps();
     if (p >= n_rows) continue;

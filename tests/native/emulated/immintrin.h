@@ -47,6 +47,16 @@ static inline To load_where(uint64_t valid, const void* from) {
   return result;
 }
 
+static inline __m256i broadcast_where(__m256i into, unsigned valid, __m128i v) {
+  int64_t out[4];
+  memcpy(out, &into, sizeof out);
+  for (int i = 0; i < 4; ++i) {
+    if (valid >> i & 1) out[i] = _mm_cvtsi128_si64(v);
+  }
+  memcpy(&into, out, sizeof out);
+  return into;
+}
+
 static inline __m512 permute_ps(__m512 v, int control) {
   float in[16];
   float out[16];
@@ -81,6 +91,7 @@ static inline __m512i round_to_int(__m512 v) {
 
 }  // namespace emulated
 
+#define _mm256_mask_broadcastq_epi64(...) emulated::broadcast_where(__VA_ARGS__)
 #define _mm512_permute_ps(v, control) emulated::permute_ps(v, control)
 #define _mm512_cvtph_ps(...) emulated::cvtph_ps(__VA_ARGS__)
 #define _mm512_cvtepu8_epi16(...) emulated::widen_u8_u16(__VA_ARGS__)
