@@ -38,8 +38,12 @@ def test_a_format_without_a_kernel_takes_the_next_row_down():
     lutkern.use_isa(None)
     best = lutkern.isas()[0]
     assert lutkern.supports("iq1_m", "matvec") == f"gemv_iq1_m_{best}"
-    assert lutkern.supports("q3_k", "pack") == f"pack_q3_k_{best}"
     assert lutkern.supports("iq1_m", "matvec", "cuda") is None
+
+
+def test_a_row_without_quantisers_takes_those_of_the_next_row_down(isa):
+    row = {"avx512": "avx2"}.get(isa, isa)
+    assert lutkern.supports("q3_k", "pack") == f"pack_q3_k_{row}"
 
 
 @pytest.mark.parametrize("name", ["avx1024", "", "Scalar"])
