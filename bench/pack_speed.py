@@ -9,22 +9,19 @@ lines are, per format and effort, the speeds over the whole test set and the mea
 from __future__ import annotations
 
 import argparse
-import csv
-import json
-import os
-import platform
 import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 import lutkern
+import records
+from lutkern.bench.environment import environment as bench_environment
 from pack_matrices import Case, cases
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
@@ -106,21 +103,8 @@ def summary(rows: list[dict[str, Any]]) -> list[str]:
 
 def environment(threads: int) -> dict[str, Any]:
     """What the figures depend on."""
-    cpu = platform.processor()
-    if Path("/proc/cpuinfo").exists():
-        found = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-        cpu = found[0].partition(":")[2].strip() if found else cpu
-    packages = {name: version(name) for name in ("lutkern", "numpy", "libggml-python")}
-    return {
-        "cpu": cpu,
-        "cores": os.cpu_count(),
-        "threads": threads,
-        "kernels": lutkern.supports("iq1_m", "pack"),
-        "python": platform.python_version(),
-        "system": platform.platform(),
-        "packages": packages,
-        "date": time.strftime("%Y-%m-%d"),
-    }
+    packages = ("lutkern", "numpy", "libggml-python")
+    return {"threads": threads, "kernels": lutkern.supports("iq1_m", "pack"), **bench_environment(packages)}
 
 
 def main() -> None:
@@ -143,12 +127,7 @@ def main() -> None:
                 print(f"{fmt.name} done", file=sys.stderr, flush=True)
     print("\n".join(summary(rows)))
     if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        with open(options.out, "w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, list(rows[0]))
-            writer.writeheader()
-            writer.writerows(rows)
-        options.out.with_suffix(".json").write_text(json.dumps(environment(threads), indent=2) + "\n", encoding="utf-8")
+        records.write(options.out, rows, environment(threads))
 
 
 if __name__ == "__main__":

@@ -15,6 +15,8 @@
 #include "pack/pack.h"
 #include "pack/pack_rows.h"
 #include "tensor.h"
+#include "tiles/repack.h"
+#include "tiles/tile.h"
 
 namespace lutkern {
 namespace {
@@ -137,6 +139,25 @@ lutkern_status check_shape(const char* op, int64_t experts, int64_t rows, int64_
   return LUTKERN_OK;
 }
 
+const char* layout_name(Layout layout) { return layout == Layout::tiles ? "tiles" : "blocks"; }
+
+Weight weight_of(FormatId id, Layout layout, int64_t experts, int64_t rows, int64_t cols, const void* data) {
+  const FormatInfo& info = kFormatInfo[static_cast<int>(id)];
+  const bool tiles = layout == Layout::tiles;
+  const int64_t row_bytes = tiles ? tile_row_bytes(id, cols) : row_bytes_of(info, cols);
+  const int64_t rows_down = tiles ? (rows + kTileRows - 1) / kTileRows : rows;
+  const int64_t columns = tiles && info.is_float ? 32 : info.block_size;
+  return Weight{id,
+                layout,
+                experts,
+                rows,
+                cols,
+                (cols + columns - 1) / columns * columns,
+                row_bytes,
+                rows_down * row_bytes,
+                static_cast<const uint8_t*>(data)};
+}
+
 lutkern_status check_weight(const char* op, const char* what, const lutkern_tensor* t, Weight* out) {
   if (!t || !t->data) return fail(LUTKERN_ERROR_VALUE, "%s: %s is null, expected a weight", op, what);
   FormatId id{};
@@ -144,23 +165,18 @@ lutkern_status check_weight(const char* op, const char* what, const lutkern_tens
   if (!info)
     return fail(LUTKERN_ERROR_VALUE, "%s: %s has the unknown ggml type %d, expected one of lutkern_format_at", op, what,
                 t->ggml_type);
-  if (t->layout != LUTKERN_BLOCKS) {
-    return fail(LUTKERN_ERROR_VALUE, "%s: %s has the layout %d, expected blocks (0)", op, what, t->layout);
+  if (t->layout != LUTKERN_BLOCKS && t->layout != LUTKERN_TILES) {
+    return fail(LUTKERN_ERROR_VALUE, "%s: %s has the layout %d, expected blocks (0) or tiles (1)", op, what, t->layout);
   }
   if (const lutkern_status status = check_shape(op, t->experts, t->rows, t->cols)) return status;
-  const int64_t row_bytes = row_bytes_of(*info, t->cols);
-  const int64_t expected = t->experts * t->rows * row_bytes;
+  const Weight w = weight_of(id, static_cast<Layout>(t->layout), t->experts, t->rows, t->cols, t->data);
+  const int64_t expected = t->experts * w.expert_bytes;
   if (t->nbytes != static_cast<size_t>(expected)) {
-    return fail(LUTKERN_ERROR_VALUE, "%s: %s has %zu bytes, %s of %lld x %lld x %lld needs %lld", op, what, t->nbytes,
-                info->name, number(t->experts), number(t->rows), number(t->cols), number(expected));
+    return fail(LUTKERN_ERROR_VALUE, "%s: %s has %zu bytes, %s of %lld x %lld x %lld in %s needs %lld", op, what,
+                t->nbytes, info->name, number(t->experts), number(t->rows), number(t->cols), layout_name(w.layout),
+                number(expected));
   }
-  *out = Weight{id,
-                t->experts,
-                t->rows,
-                t->cols,
-                row_bytes / info->block_bytes * info->block_size,
-                row_bytes,
-                static_cast<const uint8_t*>(t->data)};
+  *out = w;
   return LUTKERN_OK;
 }
 
@@ -327,10 +343,46 @@ int64_t lutkern_row_bytes(int32_t ggml_type, int64_t cols) {
   return info && cols >= 1 && cols <= kMaxElements ? row_bytes_of(*info, cols) : 0;
 }
 
-lutkern_status lutkern_tensor_init(lutkern_tensor* out, int32_t ggml_type, int64_t experts, int64_t rows, int64_t cols,
-                                   const void* data, size_t nbytes) {
+int64_t lutkern_tensor_bytes(int32_t ggml_type, lutkern_layout layout, int64_t experts, int64_t rows, int64_t cols) {
+  FormatId id{};
+  if (!find_type(ggml_type, &id) || (layout != LUTKERN_BLOCKS && layout != LUTKERN_TILES) ||
+      check_shape("tensor", experts, rows, cols) != LUTKERN_OK) {
+    return 0;
+  }
+  return experts * weight_of(id, static_cast<Layout>(layout), experts, rows, cols, nullptr).expert_bytes;
+}
+
+lutkern_status lutkern_repack(const lutkern_tensor* weight, lutkern_layout layout, void* out, size_t out_bytes,
+                              const lutkern_options* options) {
+  if (const lutkern_status status = check_environment()) return status;
+  Weight w{};
+  if (const lutkern_status status = check_weight("repack", "the weight", weight, &w)) return status;
+  if (!out) return fail(LUTKERN_ERROR_VALUE, "repack: out is null");
+  const int64_t expected = lutkern_tensor_bytes(weight->ggml_type, layout, w.experts, w.rows, w.cols);
+  if (expected == 0) {
+    return fail(LUTKERN_ERROR_VALUE, "repack: unknown layout %d, expected blocks (0) or tiles (1)", layout);
+  }
+  if (out_bytes != static_cast<size_t>(expected)) {
+    return fail(LUTKERN_ERROR_VALUE, "repack: out has %zu bytes, expected %lld", out_bytes, number(expected));
+  }
+  uint8_t* bytes = static_cast<uint8_t*>(out);
+  const Runner runner = runner_of(options);
+  if (static_cast<Layout>(layout) == w.layout) {
+    memcpy(bytes, w.data, out_bytes);
+  } else if (layout == LUTKERN_TILES) {
+    to_tiles(w, bytes, runner);
+  } else {
+    to_blocks(w, bytes, runner);
+  }
+  return LUTKERN_OK;
+}
+
+int32_t lutkern_tile_version(void) { return kTileVersion; }
+
+lutkern_status lutkern_tensor_init(lutkern_tensor* out, int32_t ggml_type, lutkern_layout layout, int64_t experts,
+                                   int64_t rows, int64_t cols, const void* data, size_t nbytes) {
   if (!out) return fail(LUTKERN_ERROR_VALUE, "tensor: out is null");
-  const lutkern_tensor candidate{ggml_type, LUTKERN_BLOCKS, experts, rows, cols, data, nbytes};
+  const lutkern_tensor candidate{ggml_type, layout, experts, rows, cols, data, nbytes};
   Weight w{};
   if (const lutkern_status status = check_weight("tensor", "the weight", &candidate, &w)) return status;
   *out = candidate;
@@ -348,7 +400,7 @@ lutkern_status lutkern_tensor_expert(const lutkern_tensor* tensor, int64_t exper
   *out = *tensor;
   out->experts = 1;
   out->data = w.row(expert, 0);
-  out->nbytes = static_cast<size_t>(w.rows * w.row_bytes);
+  out->nbytes = static_cast<size_t>(w.expert_bytes);
   return LUTKERN_OK;
 }
 
@@ -456,19 +508,25 @@ const char* lutkern_current_isa(void) {
   return kernels().name;
 }
 
-const char* lutkern_kernel_isa(int32_t ggml_type, lutkern_operation operation) {
+const char* lutkern_kernel_isa(int32_t ggml_type, lutkern_operation operation, lutkern_layout layout) {
   environment();
   FormatId format{};
   const FormatInfo* info = find_type(ggml_type, &format);
-  if (!info) return nullptr;
+  if (!info || (layout != LUTKERN_BLOCKS && layout != LUTKERN_TILES)) return nullptr;
+  const int f = static_cast<int>(format);
+  const CpuKernels::Sources& source = kernels().source;
+  // Tiles without a kernel of their own go through blocks.
+  const bool tiles = layout == LUTKERN_TILES && source.gemv_tiles[f];
   switch (operation) {
     case LUTKERN_DEQUANTIZE:
-      return dequantize_source(format);
+      return source.dequantize[f];
     case LUTKERN_MATVEC:
-      return info->is_float ? gemm_float_source(format) : gemv_source(format);
+      if (info->is_float) return source.gemm_float[f];
+      return tiles ? source.gemv_tiles[f] : source.gemv[f];
     case LUTKERN_MATMUL:
     case LUTKERN_MOE:
-      return info->is_float ? gemm_float_source(format) : gemm_source(format);
+      if (info->is_float) return source.gemm_float[f];
+      return tiles ? source.gemm_tiles[f] : source.gemm[f];
     case LUTKERN_PACK:
       return can_pack(format) ? current_pack_kernels().name : nullptr;
   }

@@ -35,7 +35,10 @@ typedef enum lutkern_status {
 
 typedef enum lutkern_dtype { LUTKERN_F32 = 0, LUTKERN_F16 = 1, LUTKERN_BF16 = 2 } lutkern_dtype;
 
-typedef enum lutkern_layout { LUTKERN_BLOCKS = 0 /* the GGUF bytes */ } lutkern_layout;
+typedef enum lutkern_layout {
+  LUTKERN_BLOCKS = 0, /* the GGUF bytes */
+  LUTKERN_TILES = 1   /* the order in which the CPU kernels read: the same information, faster */
+} lutkern_layout;
 
 typedef enum lutkern_operation {
   LUTKERN_DEQUANTIZE = 0,
@@ -68,7 +71,9 @@ typedef struct lutkern_format {
   int32_t can_pack;    /* 1: lutkern_pack writes it */
 } lutkern_format;
 
-/* A packed weight. row_bytes = ceil(cols / block_size) * block_bytes; a last block that reaches past cols is padded. */
+/* A packed weight. In blocks a matrix is rows * row_bytes, row_bytes = ceil(cols / block_size) * block_bytes; a last
+ * block that reaches past cols is padded. In tiles it is ceil(rows / 16) rows of tiles; data may have any alignment, and
+ * is read fastest at a multiple of 64. */
 typedef struct lutkern_tensor {
   int32_t ggml_type;
   int32_t layout; /* lutkern_layout */
@@ -76,7 +81,7 @@ typedef struct lutkern_tensor {
   int64_t rows;
   int64_t cols;
   const void* data;
-  size_t nbytes; /* experts * rows * row_bytes */
+  size_t nbytes; /* lutkern_tensor_bytes */
 } lutkern_tensor;
 
 /* Input numbers: rows x cols, elements of a row side by side, rows row_stride elements apart. */
@@ -135,11 +140,21 @@ LUTKERN_API lutkern_status lutkern_find_format(const char* name, lutkern_format*
 /* ---- tensors ---- */
 
 /* Fills *out and checks that nbytes is what the shape needs. data is borrowed. */
-LUTKERN_API lutkern_status lutkern_tensor_init(lutkern_tensor* out, int32_t ggml_type, int64_t experts, int64_t rows,
-                                               int64_t cols, const void* data, size_t nbytes);
+LUTKERN_API lutkern_status lutkern_tensor_init(lutkern_tensor* out, int32_t ggml_type, lutkern_layout layout,
+                                               int64_t experts, int64_t rows, int64_t cols, const void* data,
+                                               size_t nbytes);
+/* Bytes that a weight needs; 0 for an unknown type or layout or a size that is out of range. */
+LUTKERN_API int64_t lutkern_tensor_bytes(int32_t ggml_type, lutkern_layout layout, int64_t experts, int64_t rows,
+                                         int64_t cols);
+/* The same weight in another layout: out_bytes is lutkern_tensor_bytes of it. Nothing is lost, from blocks to tiles or
+ * back. */
+LUTKERN_API lutkern_status lutkern_repack(const lutkern_tensor* weight, lutkern_layout layout, void* out,
+                                          size_t out_bytes, const lutkern_options* options);
+/* Tiles are described by format, this number and shape: bytes of another version must be made anew from blocks. */
+LUTKERN_API int32_t lutkern_tile_version(void);
 /* A view of one expert. */
 LUTKERN_API lutkern_status lutkern_tensor_expert(const lutkern_tensor* tensor, int64_t expert, lutkern_tensor* out);
-/* Bytes of one row, 0 for an unknown type or cols < 1. */
+/* Bytes of one row of blocks, 0 for an unknown type or cols < 1. */
 LUTKERN_API int64_t lutkern_row_bytes(int32_t ggml_type, int64_t cols);
 
 /* ---- operations ---- */
@@ -172,7 +187,7 @@ LUTKERN_API int32_t lutkern_isa_supported(const char* name);
 LUTKERN_API lutkern_status lutkern_use_isa(const char* name);
 LUTKERN_API const char* lutkern_current_isa(void);
 /* The row whose kernel would run, or null if the operation does not exist for the format. */
-LUTKERN_API const char* lutkern_kernel_isa(int32_t ggml_type, lutkern_operation operation);
+LUTKERN_API const char* lutkern_kernel_isa(int32_t ggml_type, lutkern_operation operation, lutkern_layout layout);
 /* Threads of the library's own pool, the caller included. 0: LUTKERN_NUM_THREADS, or as many as the process may use. */
 LUTKERN_API lutkern_status lutkern_set_num_threads(int32_t n);
 LUTKERN_API int32_t lutkern_num_threads(void);

@@ -24,18 +24,23 @@ inline constexpr FormatInfo kFormatInfo[kFormatCount] = {
 #undef LUTKERN_INFO
 };
 
-// Matrices in layout blocks, one after another.
+enum class Layout : int { blocks = 0, tiles = 1 };
+
+// Matrices, one after another.
 struct Weight {
   FormatId format;
+  Layout layout;
   int64_t experts;
   int64_t rows;
-  int64_t cols;         // as the user gave them
-  int64_t stored_cols;  // rounded up to whole blocks
-  int64_t row_bytes;
+  int64_t cols;          // as the user gave them
+  int64_t stored_cols;   // rounded up to whole blocks, or to whole tiles
+  int64_t row_bytes;     // of a row of blocks, or of a row of tiles
+  int64_t expert_bytes;  // of a matrix
   const uint8_t* data;
 
   const FormatInfo& info() const { return kFormatInfo[static_cast<int>(format)]; }
-  const uint8_t* row(int64_t expert, int64_t r) const { return data + (expert * rows + r) * row_bytes; }
+  // Row r of the blocks, or row r of the tiles
+  const uint8_t* row(int64_t expert, int64_t r) const { return data + expert * expert_bytes + r * row_bytes; }
 };
 
 enum class Dtype : int { f32 = 0, f16 = 1, bf16 = 2 };

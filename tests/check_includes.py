@@ -3,7 +3,8 @@
 python tests/check_includes.py [CSRC]        one line for each violation; exit status 1 if there is one
 
 formats/                       its own room
-pack/ cpu/ cuda/ metal/        formats/, their own room, tensor.h, parallel.h
+pack/ tiles/ cuda/ metal/      formats/, their own room, tensor.h, parallel.h
+cpu/                           the same and tiles/
 api.cpp                        everything of ours
 bindings/                      its own room, lutkern.h; the only place for Python, NumPy, pybind11 and Torch headers
 cpu/<instruction set>.cpp      the only place for headers of intrinsics; here and in pack/<instruction set>.cpp no other
@@ -19,12 +20,13 @@ from pathlib import Path
 
 CSRC = Path(__file__).resolve().parents[1] / "csrc"
 SUFFIXES = {".h", ".c", ".cpp", ".cu", ".cuh", ".mm", ".metal", ".inc"}
-ROOMS = ("pack", "cpu", "cuda", "metal")
+ROOMS = ("pack", "tiles", "cuda", "metal")
 SHARED = {"tensor.h", "parallel.h"}
 # What may be included, as a room or as a file of the top; None: everything of ours.
 ALLOWED: dict[str, set[str] | None] = {
     "formats": {"formats"},
     **{room: {"formats", room} | SHARED for room in ROOMS},
+    "cpu": {"formats", "tiles", "cpu"} | SHARED,
     "bindings": {"bindings", "lutkern.h"},
     "api.cpp": None,
     "lutkern.h": set(),
@@ -34,7 +36,7 @@ ALLOWED: dict[str, set[str] | None] = {
 INCLUDE = re.compile(r'^[ \t]*#[ \t]*(?:include|import)[ \t]*([<"])([^>"]+)[>"]', re.MULTILINE)
 INTRINSICS = re.compile(r"\w*intrin\.h|arm_\w+\.h")
 FOREIGN = re.compile(r"(pybind11|numpy|torch|ATen|c10|nanobind)/|Python\.h$|pyconfig\.h$")
-KERNEL_TABLE = re.compile(r"\b(?:Cpu|Pack)Kernels k\w+Kernels = ")
+KERNEL_TABLE = re.compile(r"\b(?:Block|Tile|Pack)Kernels k\w+Kernels = ")
 
 
 def violations(csrc: Path) -> Iterator[str]:

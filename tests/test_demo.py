@@ -269,8 +269,9 @@ def test_run_tells_the_truth(tiny_path: Path, cache: Path, capsys: pytest.Captur
     result = run(Options(model=tiny_path, tokens=5, prompt="Hi", seed=3, cache=False, quiet=True))
     assert not cache.exists()
     weights = 3 * LAYERS * INTER * HIDDEN
-    # Rows of 64 columns are padded to a block of 256 (66 bytes in iq2_xxs), rows of down are one (98 bytes in iq3_xxs).
-    packed = LAYERS * (2 * INTER * 66 + 2 * HIDDEN * 98)
+    # Rows of 64 columns are padded to a block of 256 (66 bytes in iq2_xxs), rows of down are one (98 bytes in iq3_xxs);
+    # 16 rows of tiles are padded to a multiple of 64 bytes.
+    packed = LAYERS * (2 * INTER // 16 * (16 * 66 + 32) + 2 * HIDDEN // 16 * (16 * 98 + 32))
     assert result["ffn"] == {
         "weights": weights,
         "file_bytes": 4 * weights,
@@ -285,8 +286,8 @@ def test_run_tells_the_truth(tiny_path: Path, cache: Path, capsys: pytest.Captur
     assert capsys.readouterr() == ("", "")
     lines = table(result).splitlines()
     assert lines[0].startswith("tiny: 2 layers x 2 experts; gate iq2_xxs, up iq2_xxs, down iq3_xxs; kernels ")
-    assert lines[2].split() == ["FFN", "bytes", "786.4", "kB", "393.2", "kB", "160.3", "kB"]
-    assert lines[3].split() == ["bits", "per", "weight", "32.000", "16.000", "6.521"]
+    assert lines[2].split() == ["FFN", "bytes", "786.4", "kB", "393.2", "kB", "164.9", "kB"]
+    assert lines[3].split() == ["bits", "per", "weight", "32.000", "16.000", "6.708"]
 
 
 def test_run_streams_text_and_progress(tiny_path: Path, cache: Path, capsys: pytest.CaptureFixture[str]) -> None:

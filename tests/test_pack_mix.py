@@ -112,7 +112,7 @@ def test_measured_errors(tmp_path: Path, name: str, weighted: bool) -> None:
         some = measure(source, tensor, candidates, weighting, sample_rows=32)
     columns = np.ones(1) if importance is None else vectors[..., None, :]
     for option, sampled in zip(found, some, strict=True):
-        packed = lutkern.pack(w, option.wanted, importance=importance)
+        packed = lutkern.pack(w, option.wanted, importance=importance, layout="blocks")
         lost = (columns * (w - lutkern.dequantize(packed)).astype(np.float64) ** 2).sum(axis=-1)
         assert option.error == pytest.approx(
             (lost / (columns * w.astype(np.float64) ** 2).sum(axis=-1)).mean(), rel=1e-6

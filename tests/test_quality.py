@@ -64,7 +64,7 @@ def test_figures_of_a_tensor(monkeypatch: pytest.MonkeyPatch, size: tuple[int, .
     monkeypatch.setattr(tensors, "PIECE_WEIGHTS", piece)
     w = weight(*size)
     importance = np.random.default_rng(1).uniform(0.1, 3, (*size[:-2], size[-1])).astype(np.float32)
-    t = lutkern.pack(w, "iq2_xs", importance=importance)
+    t = lutkern.pack(w, "iq2_xs", importance=importance, layout="blocks")
     expect_close(measure(f32(w), t, importance).errors(), expected(w, lutkern.dequantize(t), importance))
     plain = measure(f32(w), t).errors()
     assert plain.weighted is None
@@ -121,7 +121,7 @@ def test_sums_of_tensors_add_up() -> None:
     importance = np.linspace(1, 2, 64, dtype=np.float32)
     total = Sums()
     total.add(measure(f32(a), f32(b), importance))
-    total.add(measure(f32(c), lutkern.pack(c, "q8_0")))
+    total.add(measure(f32(c), lutkern.pack(c, "q8_0", layout="blocks")))
     errors = total.errors()
     q = lutkern.dequantize(lutkern.pack(c, "q8_0"))
     expect_close(errors, expected(np.concatenate([a, c]), np.concatenate([b, q])))

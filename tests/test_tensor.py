@@ -165,7 +165,11 @@ BAD = {
         TypeError,
         "from_blocks: blocks are ndarray, expected a C-contiguous buffer",
     ),
-    "constructor": (PackedTensor, TypeError, "PackedTensor is made by PackedTensor.from_blocks, pack or open_gguf"),
+    "constructor": (
+        PackedTensor,
+        TypeError,
+        "PackedTensor is made by PackedTensor.from_blocks, from_tiles, pack or open_gguf",
+    ),
     "index of a matrix": (
         lambda: PackedTensor.from_blocks(Q80, "q8_0", (4, 32))[0],
         ValueError,

@@ -35,12 +35,12 @@ void check(lutkern_status status) {
 // A packed weight and the buffer that its bytes live in.
 class Tensor {
  public:
-  Tensor(int32_t ggml_type, int64_t experts, int64_t rows, int64_t cols, const py::buffer& blocks)
-      : owner_(std::make_shared<py::buffer_info>(blocks.request())) {
+  Tensor(int32_t ggml_type, int32_t layout, int64_t experts, int64_t rows, int64_t cols, const py::buffer& bytes)
+      : owner_(std::make_shared<py::buffer_info>(bytes.request())) {
     if (!PyBuffer_IsContiguous(owner_->view(), 'C')) {
-      throw py::value_error("tensor: blocks are not contiguous, expected a C-contiguous buffer");
+      throw py::value_error("tensor: the bytes are not contiguous, expected a C-contiguous buffer");
     }
-    check(lutkern_tensor_init(&view_, ggml_type, experts, rows, cols, owner_->ptr,
+    check(lutkern_tensor_init(&view_, ggml_type, static_cast<lutkern_layout>(layout), experts, rows, cols, owner_->ptr,
                               static_cast<size_t>(owner_->size * owner_->itemsize)));
   }
 
@@ -220,8 +220,20 @@ py::list isas() {
   return out;
 }
 
-std::optional<std::string> kernel_isa(int32_t ggml_type, int operation) {
-  const char* name = lutkern_kernel_isa(ggml_type, static_cast<lutkern_operation>(operation));
+void repack(const Tensor& t, int32_t layout, py::array_t<uint8_t, py::array::c_style>& out) {
+  uint8_t* bytes = out.mutable_data();
+  const size_t nbytes = static_cast<size_t>(out.nbytes());
+  lutkern_status status = LUTKERN_OK;
+  {
+    py::gil_scoped_release unlocked;
+    status = lutkern_repack(&t.view(), static_cast<lutkern_layout>(layout), bytes, nbytes, nullptr);
+  }
+  check(status);
+}
+
+std::optional<std::string> kernel_isa(int32_t ggml_type, int operation, int layout) {
+  const char* name =
+      lutkern_kernel_isa(ggml_type, static_cast<lutkern_operation>(operation), static_cast<lutkern_layout>(layout));
   return name ? std::optional<std::string>(name) : std::nullopt;
 }
 
@@ -229,7 +241,7 @@ std::optional<std::string> kernel_isa(int32_t ggml_type, int operation) {
 
 PYBIND11_MODULE(_core, m) {
   py::class_<Tensor>(m, "Tensor")
-      .def(py::init<int32_t, int64_t, int64_t, int64_t, const py::buffer&>())
+      .def(py::init<int32_t, int32_t, int64_t, int64_t, int64_t, const py::buffer&>())
       .def("expert", &Tensor::expert)
       .def_property_readonly("address", [](const Tensor& t) { return reinterpret_cast<uintptr_t>(t.view().data); });
   m.def("dequantize", &dequantize, py::arg(), py::arg().noconvert());
@@ -239,6 +251,7 @@ PYBIND11_MODULE(_core, m) {
         py::arg(), py::arg().noconvert());
   m.def("pack", &pack, py::arg(), py::arg(), py::arg(), py::arg(), py::arg(), py::arg().noconvert(), py::arg(),
         py::arg());
+  m.def("repack", &repack, py::arg(), py::arg(), py::arg().noconvert());
   m.def("quantize_activations", &quantize_activations);
   m.def("bfloat16_bits", &bfloat16_bits);
   m.def("formats", &formats);
@@ -248,6 +261,10 @@ PYBIND11_MODULE(_core, m) {
   m.def("current_isa", &lutkern_current_isa);
   m.def("kernel_isa", &kernel_isa);
   m.def("row_bytes", &lutkern_row_bytes);
+  m.def("tensor_bytes", [](int32_t ggml_type, int layout, int64_t experts, int64_t rows, int64_t cols) {
+    return lutkern_tensor_bytes(ggml_type, static_cast<lutkern_layout>(layout), experts, rows, cols);
+  });
+  m.attr("tile_version") = lutkern_tile_version();
   m.def("set_num_threads", [](int32_t n) { check(lutkern_set_num_threads(n)); });
   m.def("num_threads", &lutkern_num_threads);
   m.attr("version") = lutkern_version();

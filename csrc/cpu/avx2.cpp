@@ -542,7 +542,7 @@ struct Gemv<Block, true> {
 #define LUTKERN_GEMM_FLOAT(name, Block) gemm_float<Block>,
 #define LUTKERN_DEQUANTIZE(name, Block) dequantize<Block>,
 
-extern const CpuKernels kAvx2Kernels = {
+extern const BlockKernels kAvx2Kernels = {
     "avx2",
     {LUTKERN_FORMATS(LUTKERN_GEMV)},
     {LUTKERN_FORMATS(LUTKERN_GEMM)},

@@ -766,7 +766,7 @@ struct Gemv<Block, true> {
 #define LUTKERN_GEMM_FLOAT(name, Block) gemm_float<Block>,
 #define LUTKERN_DEQUANTIZE(name, Block) dequantize<Block>,
 
-extern const CpuKernels kAvx512Kernels = {
+extern const BlockKernels kAvx512Kernels = {
     "avx512",
     {LUTKERN_FORMATS(LUTKERN_GEMV)},
     {LUTKERN_FORMATS(LUTKERN_GEMM)},

@@ -31,49 +31,48 @@ bool has_avx512() {
 bool always() { return true; }
 
 struct IsaRow {
-  const CpuKernels* kernels;
+  const BlockKernels* blocks;
+  const TileKernels* tiles;  // null: none
   bool (*detect)();
+  const char* name() const { return blocks->name; }
 };
 
 constexpr IsaRow kRows[] = {
 #if defined(LUTKERN_HAVE_AVX512)
-    {&kAvx512Kernels, has_avx512},
+    {&kAvx512Kernels, nullptr, has_avx512},
 #endif
 #if defined(LUTKERN_HAVE_AVX2)
-    {&kAvx2Kernels, has_avx2},
+    {&kAvx2Kernels, &kAvx2TileKernels, has_avx2},
 #endif
-    {&kScalarKernels, always},
+    {&kScalarKernels, nullptr, always},
 };
 constexpr int kRowCount = sizeof(kRows) / sizeof(kRows[0]);
 
-struct Resolved {
-  CpuKernels kernels;
-  const char* gemv[kFormatCount];
-  const char* gemm[kFormatCount];
-  const char* gemm_float[kFormatCount];
-  const char* dequantize[kFormatCount];
-};
-
 template <typename Fn>
-void fill(Fn& entry, const char*& source, Fn candidate, const char* name) {
-  if (entry || !candidate) return;
-  entry = candidate;
-  source = name;
+void fill(Fn (&entry)[kFormatCount], const char* (&source)[kFormatCount], const Fn (&candidate)[kFormatCount],
+          const char* name) {
+  for (int f = 0; f < kFormatCount; ++f) {
+    if (entry[f] || !candidate[f]) continue;
+    entry[f] = candidate[f];
+    source[f] = name;
+  }
 }
 
-Resolved resolve(int first) {
-  Resolved out{};
-  out.kernels.name = kRows[first].kernels->name;
+CpuKernels resolve(int first) {
+  CpuKernels out{};
+  out.name = kRows[first].name();
   for (int row = first; row < kRowCount; ++row) {
     if (!kRows[row].detect()) continue;
-    const CpuKernels& from = *kRows[row].kernels;
-    for (int f = 0; f < kFormatCount; ++f) {
-      fill(out.kernels.gemv[f], out.gemv[f], from.gemv[f], from.name);
-      fill(out.kernels.gemm[f], out.gemm[f], from.gemm[f], from.name);
-      fill(out.kernels.gemm_float[f], out.gemm_float[f], from.gemm_float[f], from.name);
-      fill(out.kernels.dequantize[f], out.dequantize[f], from.dequantize[f], from.name);
+    const BlockKernels& from = *kRows[row].blocks;
+    fill(out.gemv, out.source.gemv, from.gemv, from.name);
+    fill(out.gemm, out.source.gemm, from.gemm, from.name);
+    fill(out.gemm_float, out.source.gemm_float, from.gemm_float, from.name);
+    fill(out.dequantize, out.source.dequantize, from.dequantize, from.name);
+    if (!out.quantize) out.quantize = from.quantize;
+    if (const TileKernels* tiles = kRows[row].tiles) {
+      fill(out.gemv_tiles, out.source.gemv_tiles, tiles->gemv, tiles->name);
+      fill(out.gemm_tiles, out.source.gemm_tiles, tiles->gemm, tiles->name);
     }
-    if (!out.kernels.quantize) out.kernels.quantize = from.quantize;
   }
   return out;
 }
@@ -86,9 +85,9 @@ int best_row() {
 
 // Every walk that this processor allows, made once: choosing one is a pointer store, so that operations in flight on
 // other threads keep a whole table.
-const Resolved* table(int row) {
+const CpuKernels* table(int row) {
   static const struct Tables {
-    Resolved of[kRowCount];
+    CpuKernels of[kRowCount];
     Tables() {
       for (int r = 0; r < kRowCount; ++r) of[r] = resolve(r);
     }
@@ -96,10 +95,19 @@ const Resolved* table(int row) {
   return &tables.of[row];
 }
 
-std::atomic<const Resolved*> g_current{nullptr};
+std::atomic<const CpuKernels*> g_current{nullptr};
 
-const Resolved& current() {
-  const Resolved* now = g_current.load(std::memory_order_acquire);
+int find_row(const char* name) {
+  for (int row = 0; row < kRowCount; ++row) {
+    if (strcmp(kRows[row].name(), name) == 0) return row;
+  }
+  return -1;
+}
+
+}  // namespace
+
+const CpuKernels& kernels() {
+  const CpuKernels* now = g_current.load(std::memory_order_acquire);
   if (!now) {
     now = table(best_row());
     g_current.store(now, std::memory_order_release);
@@ -107,22 +115,7 @@ const Resolved& current() {
   return *now;
 }
 
-int find_row(const char* name) {
-  for (int row = 0; row < kRowCount; ++row) {
-    if (strcmp(kRows[row].kernels->name, name) == 0) return row;
-  }
-  return -1;
-}
-
-}  // namespace
-
-const CpuKernels& kernels() { return current().kernels; }
-const char* gemv_source(FormatId format) { return current().gemv[static_cast<int>(format)]; }
-const char* gemm_source(FormatId format) { return current().gemm[static_cast<int>(format)]; }
-const char* gemm_float_source(FormatId format) { return current().gemm_float[static_cast<int>(format)]; }
-const char* dequantize_source(FormatId format) { return current().dequantize[static_cast<int>(format)]; }
-
-const char* isa_at(int index) { return index >= 0 && index < kRowCount ? kRows[index].kernels->name : nullptr; }
+const char* isa_at(int index) { return index >= 0 && index < kRowCount ? kRows[index].name() : nullptr; }
 
 bool isa_supported(const char* name) {
   const int row = find_row(name);

@@ -1,4 +1,5 @@
-// The whole CPU contract: one table per instruction set row. A null entry means: use the next row down the list.
+// The whole CPU contract: tables of kernels, one or two for each row of instruction sets. A null entry means: use the
+// next row down the list.
 //
 // Kernels get a row range, never allocate, never throw, never check.
 #pragma once
@@ -20,6 +21,7 @@ struct Activations {
   const int8_t* q;
   const float* scale;
   const int16_t* sum;
+  const int16_t* sum16;  // the same over 16 columns, token_stride / 16 apart
   int64_t token_stride;  // padded columns
 };
 
@@ -31,20 +33,39 @@ struct Rows {
   int64_t cols;
 };
 
+// Rows of tiles, 16 rows of a weight each: see tiles/tile.h. cols is a multiple of the columns of a tile.
+struct TileRows {
+  const uint8_t* data;
+  int64_t row_bytes;  // of a row of tiles
+  int64_t n_tiles;    // rows of tiles
+  int64_t cols;
+};
+
 // out[r] = row r times x
 using GemvFn = void (*)(const Rows& rows, const Activations& x, float* out);
 // out[i * out_stride + r] = row r times token[i] of x, i < n_tokens
 using GemmFn = void (*)(const Rows& rows, const Activations& x, const int32_t* token, int64_t n_tokens, float* out,
                         int64_t out_stride);
+// The same for tiles, which write 16 rows for each row of tiles
+using GemvTilesFn = void (*)(const TileRows& rows, const Activations& x, float* out);
+using GemmTilesFn = void (*)(const TileRows& rows, const Activations& x, const int32_t* token, int64_t n_tokens,
+                             float* out, int64_t out_stride);
 // The same with float activations, x[token[i] * x_stride], columns padded with zeros like the integer ones
 using GemmFloatFn = void (*)(const Rows& rows, const float* x, int64_t x_stride, const int32_t* token, int64_t n_tokens,
                              float* out, int64_t out_stride);
 // out[c] for c < cols, which may end inside the last block
 using DequantizeFn = void (*)(const uint8_t* row, int64_t cols, float* out);
 // x: cols (a multiple of 256), already padded
-using QuantizeFn = void (*)(const float* x, int64_t cols, int8_t* q, float* scale, int16_t* sum);
+using QuantizeFn = void (*)(const float* x, int64_t cols, int8_t* q, float* scale, int16_t* sum, int16_t* sum16);
 
-struct CpuKernels {
+// Entries of one row of instruction sets. Those for tiles lie in a file of their own.
+struct TileKernels {
+  const char* name;
+  GemvTilesFn gemv[kFormatCount];
+  GemmTilesFn gemm[kFormatCount];
+};
+
+struct BlockKernels {
   const char* name;
   GemvFn gemv[kFormatCount];
   GemmFn gemm[kFormatCount];
@@ -53,17 +74,35 @@ struct CpuKernels {
   QuantizeFn quantize;
 };
 
-extern const CpuKernels kScalarKernels;
-extern const CpuKernels kAvx2Kernels;
-extern const CpuKernels kAvx512Kernels;
+extern const BlockKernels kScalarKernels;
+extern const BlockKernels kAvx2Kernels;
+extern const BlockKernels kAvx512Kernels;
+extern const TileKernels kAvx2TileKernels;
 
-// dispatch.cpp. The table in use has no null entry; name is that of the row the walk starts at.
+// What runs, with the row that supplied each entry. Only the entries for tiles may be null: then tiles go through
+// blocks.
+struct CpuKernels {
+  const char* name;  // of the row at which the walk starts
+  GemvFn gemv[kFormatCount];
+  GemmFn gemm[kFormatCount];
+  GemmFloatFn gemm_float[kFormatCount];
+  DequantizeFn dequantize[kFormatCount];
+  GemvTilesFn gemv_tiles[kFormatCount];
+  GemmTilesFn gemm_tiles[kFormatCount];
+  QuantizeFn quantize;
+
+  struct Sources {
+    const char* gemv[kFormatCount];
+    const char* gemm[kFormatCount];
+    const char* gemm_float[kFormatCount];
+    const char* dequantize[kFormatCount];
+    const char* gemv_tiles[kFormatCount];
+    const char* gemm_tiles[kFormatCount];
+  } source;
+};
+
+// dispatch.cpp
 const CpuKernels& kernels();
-// The row that supplied the entry of the table in use.
-const char* gemv_source(FormatId format);
-const char* gemm_source(FormatId format);
-const char* gemm_float_source(FormatId format);
-const char* dequantize_source(FormatId format);
 const char* isa_at(int index);
 bool isa_supported(const char* name);
 // False: the name is unknown or the processor lacks it. Null: the best row.

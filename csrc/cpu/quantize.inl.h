@@ -9,7 +9,7 @@
 // A group whose scale would be subnormal becomes zero. A group with NaN or infinity gets the scale NaN, so that every
 // product with it is NaN: never a wrong finite number.
 
-static void quantize(const float* x, int64_t cols, int8_t* q, float* scale, int16_t* sum) {
+static void quantize(const float* x, int64_t cols, int8_t* q, float* scale, int16_t* sum, int16_t* sum16) {
   for (int64_t g = 0; g < cols / kActivationGroup; ++g) {
     const float largest = largest_magnitude(x + g * kActivationGroup);
     int8_t* codes = q + g * kActivationGroup;
@@ -28,5 +28,8 @@ static void quantize(const float* x, int64_t cols, int8_t* q, float* scale, int1
       for (int j = 0; j < kSumGroup; ++j) total_of_part += codes[part * kSumGroup + j];
       sum[g * (kActivationGroup / kSumGroup) + part] = static_cast<int16_t>(total_of_part);
     }
+    const int16_t* four = sum + g * (kActivationGroup / kSumGroup);
+    sum16[2 * g] = static_cast<int16_t>(four[0] + four[1]);
+    sum16[2 * g + 1] = static_cast<int16_t>(four[2] + four[3]);
   }
 }

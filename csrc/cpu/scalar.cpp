@@ -96,7 +96,7 @@ static inline void round_group(const float* x, float inverse, int8_t* q) {
 #define LUTKERN_GEMM_FLOAT(name, Block) gemm_float<Block>,
 #define LUTKERN_DEQUANTIZE(name, Block) dequantize<Block>,
 
-extern const CpuKernels kScalarKernels = {
+extern const BlockKernels kScalarKernels = {
     "scalar",
     {LUTKERN_FORMATS(LUTKERN_GEMV)},
     {LUTKERN_FORMATS(LUTKERN_GEMM)},

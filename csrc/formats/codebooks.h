@@ -4,9 +4,12 @@
 
 namespace lutkern {
 
+// 32 bytes before and after: a load of a whole vector that begins or ends at any row stays inside.
 template <typename Word, int kRows>
 struct Codebook {
+  Word before[32 / sizeof(Word)];
   Word row[kRows];
+  Word after[32 / sizeof(Word)];
 };
 
 // The same rows for machines that look bytes up in registers: the codes of row i, first weight lowest, fill

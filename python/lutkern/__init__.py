@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 from . import reference
+from ._core import tile_version as TILE_VERSION
 from ._core import version as __version__
 from .compare import Comparison, compare_files
 from .files import pack_file
@@ -33,6 +34,7 @@ from .runtime import (
 from .tensor import PackedTensor
 
 __all__ = [
+    "TILE_VERSION",
     "Comparison",
     "Device",
     "Format",

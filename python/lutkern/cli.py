@@ -1,4 +1,4 @@
-"""The command line: `lutkern info | inspect FILE | pack IN OUT | quality A B | demo | selftest`, each with `--json`.
+"""The command line: `lutkern info | inspect FILE | pack IN OUT | quality A B | bench | demo | selftest`, with `--json`.
 
 Exit codes: 0 done, 1 the self-test found a difference, 2 an error (one line on stderr), 130 interrupted, 141 the reader
 of the output went away.
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ._core import version
+from .bench import command as bench
 from .compare import command as quality
 from .files import command as pack
 from .runtime import info
@@ -89,6 +90,7 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--seed", type=int, metavar="N", help="draw tokens with this seed (default: most likely token)")
     demo.add_argument("--no-cache", action="store_true", help="pack anew and do not keep the packed weights")
     quality.add_options(add("quality", quality.run, "how far a packed GGUF file is from its original"))
+    bench.add_options(add("bench", bench.run, "how fast the operations run here, beside the memory and ggml"))
     add("selftest", _selftest, "compare every kernel of this build with the reference")
     return parser
 
@@ -108,13 +110,19 @@ def _info(options: argparse.Namespace) -> int:
     for name, device in found["devices"].items():
         print(f"{name}: {device['detail']}")
     print(f"library: {found['library']}\ninclude: {found['include']}\n")
-    operations = list(next(iter(found["formats"].values()))["kernels"])
+    kernels = next(iter(found["formats"].values()))["kernels"]
+    columns = [(layout, operation) for layout, operations in kernels.items() for operation in operations]
     rows = [
-        (name, f"{fmt['bits_per_weight']:.4f}", *(fmt["kernels"][operation] or "-" for operation in operations))
+        (name, f"{fmt['bits_per_weight']:.4f}", *(_isa_of(fmt["kernels"][layout][op]) for layout, op in columns))
         for name, fmt in found["formats"].items()
     ]
-    print(table(("format", "bits", *operations), rows, " r"))
+    print("rows of kernels that would run, for each layout and operation:")
+    print(table(("format", "bits", *(f"{layout} {operation}" for layout, operation in columns)), rows, " r"))
     return 0
+
+
+def _isa_of(kernel: str | None) -> str:
+    return kernel.rsplit("_", 1)[-1] if kernel else "-"
 
 
 def _inspect(options: argparse.Namespace) -> int:

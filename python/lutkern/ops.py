@@ -12,7 +12,7 @@ from . import _core
 from .arrays import as_array, expect_dimensions, float_input, output
 from .formats import Format, find_format
 from .runtime import thread_count
-from .tensor import PackedTensor
+from .tensor import LAYOUTS, PackedTensor
 
 _EFFORTS = {"fast": 1, "default": 0, "best": 2}  # lutkern_effort
 
@@ -125,7 +125,7 @@ def pack(
     *,
     importance: Any = None,
     effort: str = "default",
-    layout: str = "blocks",
+    layout: str = "tiles",
     threads: int | None = None,
 ) -> PackedTensor:
     """Quantise weights: w (rows, cols) or (experts, rows, cols) -> PackedTensor of the same shape.
@@ -146,7 +146,8 @@ def pack(
     effort
         How long to search for a smaller error: ``"fast"``, ``"default"`` or ``"best"``.
     layout
-        ``"blocks"``.
+        ``"tiles"``, which the kernels read fastest, or ``"blocks"``, the GGUF bytes. `PackedTensor.blocks` gives the
+        GGUF bytes of either.
     threads
         How many threads to use; by default all of the pool.
 
@@ -160,8 +161,8 @@ def pack(
     fmt = find_format(fmt)
     if not isinstance(effort, str) or effort not in _EFFORTS:
         raise ValueError(f"pack: unknown effort {effort!r}, expected one of: {', '.join(_EFFORTS)}")
-    if layout != "blocks":
-        raise ValueError(f"pack: unknown layout {layout!r}, expected one of: blocks")
+    if not isinstance(layout, str) or layout not in LAYOUTS:
+        raise ValueError(f"pack: unknown layout {layout!r}, expected one of: {', '.join(LAYOUTS)}")
     n_threads = thread_count("pack", threads)
     data, dtype = float_input("pack", "w", w)
     expect_dimensions("pack", "w", data, 2, 3)
@@ -180,4 +181,4 @@ def pack(
             RuntimeWarning,
             stacklevel=2,
         )
-    return PackedTensor._make(blocks, fmt, shape)
+    return PackedTensor._make(blocks, fmt, shape, "blocks").to(layout=layout)

@@ -12,6 +12,7 @@ import numpy as np
 from . import _core
 from .arrays import whole_number
 from .formats import Format, find_format, formats
+from .tensor import LAYOUTS
 
 _OPERATIONS = {"dequantize": 0, "matvec": 1, "matmul": 2, "moe": 3, "pack": 4}  # lutkern_operation
 _MAX_THREADS = 1024  # of lutkern_set_num_threads
@@ -81,7 +82,7 @@ def num_threads() -> int:
     return _core.num_threads()
 
 
-def supports(fmt: str | Format, op: str, device: str = "cpu") -> str | None:
+def supports(fmt: str | Format, op: str, device: str = "cpu", *, layout: str = "tiles") -> str | None:
     """Return the name of the kernel that would run, or None.
 
     Parameters
@@ -92,6 +93,8 @@ def supports(fmt: str | Format, op: str, device: str = "cpu") -> str | None:
         ``"dequantize"``, ``"matvec"``, ``"matmul"``, ``"moe"`` or ``"pack"``.
     device
         ``"cpu"``, ``"cuda"`` or ``"metal"``.
+    layout
+        ``"tiles"`` or ``"blocks"``.
 
     Raises
     ------
@@ -104,8 +107,12 @@ def supports(fmt: str | Format, op: str, device: str = "cpu") -> str | None:
     known = [d.name for d in devices()]
     if device not in known:
         raise ValueError(f"supports: unknown device {device!r}, expected one of: {', '.join(known)}")
-    isa = _core.kernel_isa(fmt.ggml_type, _OPERATIONS[op]) if device == "cpu" else None
-    return f"{_VERBS[op]}_{fmt}_{isa}" if isa else None
+    if not isinstance(layout, str) or layout not in LAYOUTS:
+        raise ValueError(f"supports: unknown layout {layout!r}, expected one of: {', '.join(LAYOUTS)}")
+    isa = _core.kernel_isa(fmt.ggml_type, _OPERATIONS[op], LAYOUTS[layout]) if device == "cpu" else None
+    if isa is None:
+        return None
+    return f"{_VERBS[op]}_{fmt}_{isa}" if op in ("dequantize", "pack") else f"{_VERBS[op]}_{fmt}_{layout}_{isa}"
 
 
 def info() -> dict[str, Any]:
@@ -129,7 +136,7 @@ def info() -> dict[str, Any]:
         "formats": {
             fmt.name: {
                 "bits_per_weight": fmt.bits_per_weight,
-                "kernels": {op: supports(fmt, op) for op in _OPERATIONS},
+                "kernels": {layout: {op: supports(fmt, op, layout=layout) for op in _OPERATIONS} for layout in LAYOUTS},
             }
             for fmt in formats()
         },

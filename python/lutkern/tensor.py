@@ -12,28 +12,30 @@ import numpy.typing as npt
 
 from . import _core
 from .formats import Format, find_format
+from .memory import aligned_bytes
 
-_LAYOUTS = ("blocks",)
+LAYOUTS = {"blocks": 0, "tiles": 1}  # lutkern_layout
 _DEVICES = ("cpu",)
 
 
 class PackedTensor:
     """A weight of shape (rows, cols) or (experts, rows, cols) in a GGUF format.
 
-    Made by `PackedTensor.from_blocks`, `lutkern.pack`, or `lutkern.open_gguf(...)[name]`. The bytes are not copied and
-    stay alive with the tensor. Rows are outputs, cols are inputs.
+    Made by `PackedTensor.from_blocks`, `PackedTensor.from_tiles`, `lutkern.pack`, or `lutkern.open_gguf(...)[name]`.
+    The bytes are not copied and stay alive with the tensor. Rows are outputs, cols are inputs.
     """
 
-    __slots__ = ("_blocks", "_format", "_handle", "_shape")
+    __slots__ = ("_data", "_format", "_handle", "_layout", "_shape")
 
     # Read-only from outside: results are made in this shape, and kernels write as many rows as the handle has.
     _format: Format
     _shape: tuple[int, ...]
-    _blocks: npt.NDArray[np.uint8]
+    _layout: str
+    _data: npt.NDArray[np.uint8]  # blocks: (..., rows, row_bytes); tiles: (..., bytes of a matrix)
     _handle: _core.Tensor
 
     def __init__(self) -> None:
-        raise TypeError("PackedTensor is made by PackedTensor.from_blocks, pack or open_gguf")
+        raise TypeError("PackedTensor is made by PackedTensor.from_blocks, from_tiles, pack or open_gguf")
 
     @classmethod
     def from_blocks(cls, blocks: Any, fmt: str | Format, shape: Sequence[int]) -> PackedTensor:
@@ -57,29 +59,56 @@ class PackedTensor:
             If `blocks` is no contiguous buffer.
         """
         fmt = find_format(fmt)
-        shape = _checked_shape(shape)
-        try:
-            flat = np.frombuffer(blocks, np.uint8)
-        except (TypeError, ValueError, BufferError) as error:
-            raise TypeError(
-                f"from_blocks: blocks are {type(blocks).__name__}, expected a C-contiguous buffer"
-            ) from error
+        shape = _checked_shape("from_blocks", shape)
         stored = (*shape[:-1], fmt.row_bytes(shape[-1]))
-        if flat.size != math.prod(stored):
-            size = " x ".join(map(str, shape))
-            raise ValueError(f"from_blocks: blocks have {flat.size} bytes, {fmt} of {size} needs {math.prod(stored)}")
-        return cls._make(flat.reshape(stored), fmt, shape)
+        flat = _flat_bytes("from_blocks", "blocks", blocks, fmt, shape, math.prod(stored))
+        return cls._make(flat.reshape(stored), fmt, shape, "blocks")
+
+    @classmethod
+    def from_tiles(cls, tiles: Any, fmt: str | Format, shape: Sequence[int], *, version: int) -> PackedTensor:
+        """View the bytes of `tiles` as a weight, without a copy: tiles may be kept in a file and mapped later.
+
+        Parameters
+        ----------
+        tiles
+            Any C-contiguous buffer with the bytes of ``t.tiles()``, best at a multiple of 64 bytes.
+        fmt
+            A format, or its name.
+        shape
+            (rows, cols) or (experts, rows, cols), each at least 1.
+        version
+            ``lutkern.TILE_VERSION`` when the bytes were made.
+
+        Raises
+        ------
+        ValueError
+            If the format is unknown, the shape or the number of bytes is wrong, or the version is another one.
+        TypeError
+            If `tiles` is no contiguous buffer.
+        """
+        fmt = find_format(fmt)
+        shape = _checked_shape("from_tiles", shape)
+        if version != _core.tile_version:
+            raise ValueError(f"from_tiles: the tiles have version {version}, expected {_core.tile_version}")
+        flat = _flat_bytes("from_tiles", "tiles", tiles, fmt, shape, _nbytes("tiles", fmt, shape))
+        return cls._make(flat.reshape((*shape[:-2], -1)), fmt, shape, "tiles")
 
     @classmethod
     def _make(
-        cls, blocks: npt.NDArray[np.uint8], fmt: Format, shape: tuple[int, ...], handle: _core.Tensor | None = None
+        cls,
+        data: npt.NDArray[np.uint8],
+        fmt: Format,
+        shape: tuple[int, ...],
+        layout: str,
+        handle: _core.Tensor | None = None,
     ) -> PackedTensor:
         self = object.__new__(cls)
-        self._blocks = blocks
+        self._data = data
         self._format = fmt
         self._shape = shape
+        self._layout = layout
         experts = shape[0] if len(shape) == 3 else 1
-        self._handle = handle or _core.Tensor(fmt.ggml_type, experts, shape[-2], shape[-1], blocks)
+        self._handle = handle or _core.Tensor(fmt.ggml_type, LAYOUTS[layout], experts, shape[-2], shape[-1], data)
         return self
 
     @property
@@ -94,8 +123,8 @@ class PackedTensor:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the packed weight."""
-        return self._blocks.nbytes
+        """Bytes of the packed weight, as it lies in memory."""
+        return self._data.nbytes
 
     @property
     def bits_per_weight(self) -> float:
@@ -104,8 +133,8 @@ class PackedTensor:
 
     @property
     def layout(self) -> str:
-        """Order of the bytes: ``"blocks"``, as in the GGUF file."""
-        return "blocks"
+        """Order of the bytes: ``"blocks"``, as in the GGUF file, or ``"tiles"``, as the CPU kernels read them."""
+        return self._layout
 
     @property
     def device(self) -> str:
@@ -113,13 +142,22 @@ class PackedTensor:
         return "cpu"
 
     def blocks(self) -> npt.NDArray[np.uint8]:
-        """Return the GGUF bytes: uint8, shape (..., rows, row_bytes), read-only, without a copy in layout blocks."""
-        view: npt.NDArray[np.uint8] = self._blocks[...]
-        view.flags.writeable = False
-        return view
+        """Return the GGUF bytes: uint8, shape (..., rows, row_bytes), read-only, a view where the layout is blocks."""
+        if self._layout == "blocks":
+            return _read_only(self._data)
+        out = np.empty((*self.shape[:-1], self.format.row_bytes(self.shape[-1])), np.uint8)
+        _core.repack(self._handle, LAYOUTS["blocks"], out)
+        return _read_only(out)
+
+    def tiles(self) -> npt.NDArray[np.uint8]:
+        """Return the bytes of layout tiles: uint8, shape (..., bytes of a matrix), read-only; a view in that layout."""
+        return _read_only(self.to(layout="tiles")._data)
 
     def to(self, *, layout: str | None = None, device: str | None = None) -> PackedTensor:
         """Return the weight in another layout or on another device; itself if nothing changes.
+
+        Tiles are read two to three times as fast as blocks and hold the same weights; formats iq1_s and iq1_m take 16
+        and 14 percent more bytes in them, every other format the same (rows are padded to a multiple of 16).
 
         Raises
         ------
@@ -128,11 +166,17 @@ class PackedTensor:
         RuntimeError
             If the device is not there.
         """
-        if layout is not None and layout not in _LAYOUTS:
-            raise ValueError(f"to: unknown layout {layout!r}, expected one of: {', '.join(_LAYOUTS)}")
+        if layout is not None and (not isinstance(layout, str) or layout not in LAYOUTS):
+            raise ValueError(f"to: unknown layout {layout!r}, expected one of: {', '.join(LAYOUTS)}")
         if device is not None and device not in _DEVICES:
             raise RuntimeError(f"to: no device {device!r}, expected one of: {', '.join(_DEVICES)}")
-        return self
+        if layout is None or layout == self._layout:
+            return self
+        if layout == "blocks":
+            return PackedTensor._make(self.blocks(), self.format, self.shape, "blocks")
+        out = aligned_bytes(_nbytes("tiles", self.format, self.shape)).reshape((*self.shape[:-2], -1))
+        _core.repack(self._handle, LAYOUTS["tiles"], out)
+        return PackedTensor._make(out, self.format, self.shape, "tiles")
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -158,7 +202,9 @@ class PackedTensor:
         if not -self.shape[0] <= index < self.shape[0]:
             raise IndexError(f"index: expert {index}, the weight has {self.shape[0]} experts")
         index %= self.shape[0]
-        return PackedTensor._make(self._blocks[index], self.format, self.shape[1:], self._handle.expert(index))
+        return PackedTensor._make(
+            self._data[index], self.format, self.shape[1:], self._layout, self._handle.expert(index)
+        )
 
     def __repr__(self) -> str:
         size = " x ".join(map(str, self.shape))
@@ -166,16 +212,45 @@ class PackedTensor:
         return f"PackedTensor({self.format}, {size}, {bits}, {self.layout}, {self.device})"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (PackedTensor.from_blocks, (self._blocks, self.format.name, self.shape))
+        # Tiles depend on the version of the library that made them; blocks do not.
+        return (_restored, (self.blocks(), self.format.name, self.shape, self._layout))
 
 
-def _checked_shape(shape: Sequence[int]) -> tuple[int, ...]:
+def _restored(blocks: npt.NDArray[np.uint8], fmt: str, shape: tuple[int, ...], layout: str) -> PackedTensor:
+    return PackedTensor.from_blocks(blocks, fmt, shape).to(layout=layout)
+
+
+def _read_only(data: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    view: npt.NDArray[np.uint8] = data[...]
+    view.flags.writeable = False
+    return view
+
+
+def _nbytes(layout: str, fmt: Format, shape: tuple[int, ...]) -> int:
+    experts = shape[0] if len(shape) == 3 else 1
+    return _core.tensor_bytes(fmt.ggml_type, LAYOUTS[layout], experts, shape[-2], shape[-1])
+
+
+def _flat_bytes(
+    operation: str, what: str, data: Any, fmt: Format, shape: tuple[int, ...], expected: int
+) -> npt.NDArray[np.uint8]:
+    try:
+        flat: npt.NDArray[np.uint8] = np.frombuffer(data, np.uint8)
+    except (TypeError, ValueError, BufferError) as error:
+        raise TypeError(f"{operation}: {what} are {type(data).__name__}, expected a C-contiguous buffer") from error
+    if flat.size != expected:
+        size = " x ".join(map(str, shape))
+        raise ValueError(f"{operation}: {what} have {flat.size} bytes, {fmt} of {size} needs {expected}")
+    return flat
+
+
+def _checked_shape(operation: str, shape: Sequence[int]) -> tuple[int, ...]:
     try:
         sizes = tuple(operator.index(size) for size in shape)
     except TypeError:
-        raise TypeError(f"from_blocks: shape is {shape!r}, expected whole numbers") from None
+        raise TypeError(f"{operation}: shape is {shape!r}, expected whole numbers") from None
     if len(sizes) not in (2, 3) or min(sizes) < 1:
         raise ValueError(
-            f"from_blocks: shape is {sizes}, expected (rows, cols) or (experts, rows, cols), each at least 1"
+            f"{operation}: shape is {sizes}, expected (rows, cols) or (experts, rows, cols), each at least 1"
         )
     return sizes

@@ -22,7 +22,8 @@ static int run(const lutkern_format* format, void* packed, size_t nbytes) {
   const lutkern_matrix weights = {w, LUTKERN_F32, ROWS, COLS, COLS};
   if (lutkern_pack(format->ggml_type, 1, &weights, NULL, packed, nbytes, NULL, NULL)) return failed("pack");
   lutkern_tensor tensor;
-  if (lutkern_tensor_init(&tensor, format->ggml_type, 1, ROWS, COLS, packed, nbytes)) return failed("tensor");
+  if (lutkern_tensor_init(&tensor, format->ggml_type, LUTKERN_BLOCKS, 1, ROWS, COLS, packed, nbytes))
+    return failed("tensor");
   if (lutkern_dequantize(&tensor, decoded, NULL)) return failed("dequantize");
 
   const lutkern_matrix input = {x, LUTKERN_F32, 1, COLS, COLS};

@@ -34,6 +34,7 @@ long long number(int64_t n) { return static_cast<long long>(n); }
 // Whole blocks, and 33, 100, 300 and 576, which leave padding in blocks of 256.
 std::vector<int64_t> columns_for(const lutkern_format& f) {
   std::vector<int64_t> cols = {33, 100, 256, 300, 512, 576, f.block_size};
+  if (f.is_float) cols.push_back(55);  // 16 and 7 more than a multiple of 32
   std::sort(cols.begin(), cols.end());
   cols.erase(std::unique(cols.begin(), cols.end()), cols.end());
   return cols;
@@ -232,15 +233,60 @@ void check_products(const lutkern_tensor& w, const std::vector<double>& weights,
   for_isas([&](const char*) { check_one_hot(w, weights); });
 }
 
+// Tiles hold the blocks to the bit, whoever makes them, and are the same weights.
+void check_tiles(const lutkern_tensor& blocks, const lutkern_tensor& tiles) {
+  Bytes back(static_cast<int64_t>(blocks.nbytes), 1);
+  back.fill_bytes(kUntouched);
+  check_ok(lutkern_repack(&tiles, LUTKERN_BLOCKS, back.get(), back.nbytes(), nullptr));
+  if (memcmp(back.get(), blocks.data, back.nbytes()) != 0) fail("tiles do not give the blocks back");
+  const lutkern_options host = with_host(backwards);
+  Bytes again(static_cast<int64_t>(tiles.nbytes), 1);
+  again.fill_bytes(0);
+  check_ok(lutkern_repack(&blocks, LUTKERN_TILES, again.get(), again.nbytes(), &host));
+  if (memcmp(again.get(), tiles.data, again.nbytes()) != 0) fail("tiles made by host threads are others");
+  Floats expected = output(blocks.experts * blocks.rows * blocks.cols);
+  Floats got = output(expected.size());
+  check_ok(lutkern_dequantize(&blocks, expected.get(), nullptr));
+  check_ok(lutkern_dequantize(&tiles, got.get(), nullptr));
+  check_same(got, expected, "dequantize of tiles");
+}
+
+// In tiles a token has the same result alone and among others, to the bit.
+void check_batches(const lutkern_format& f, Random& random) {
+  const Sample w = make_sample(f, 1, 37, 544, Content::sane, 0, random);
+  const Sample tiles = in_tiles(w.tensor, 1);
+  const std::vector<double> weights = weights_of(w.tensor);
+  const Input x = make_input(130, 544, 544, LUTKERN_F32, random);
+  const Product expected =
+      multiply(weights.data(), 37, 544, activations_of(x.matrix, !f.is_float).data(), x.matrix.rows);
+  for_isas([&](const char*) {
+    const Floats all = matmul(tiles.tensor, x.matrix, mode(false));
+    check_product(all, expected, "130 tokens");
+    check_product(matmul(w.tensor, x.matrix, mode(false)), expected, "130 tokens, blocks");
+    for (const int64_t tokens : {1, 2, 3, 4, 6, 8, 12, 16, 24, 31, 32, 33, 48, 64, 128}) {
+      const Floats some = matmul(tiles.tensor, first_tokens(x, tokens).matrix, mode(false));
+      Floats part(some.size());
+      memcpy(part.get(), all.get(), part.nbytes());
+      check_same(some, part, "tokens of a batch");
+    }
+  });
+}
+
 // Any bytes at any address are memory-safe, and so are any activations.
 void check_any_bytes(const lutkern_format& f, int64_t rows, int64_t cols, Random& random) {
   const Sample w = make_sample(f, 1, rows, cols, Content::any, 1, random);
   check_dequantize(w.tensor);
+  check_tiles(w.tensor, in_tiles(w.tensor, 1).tensor);
+  const Sample tiles = random_tiles(f, rows, cols, 1, random);
+  check_dequantize(tiles.tensor);
   for (const int64_t tokens : {1, 3}) {
     const Input x = make_input(tokens, cols, cols, LUTKERN_F32, random);
     if (tokens == 3) random.fill(x.bytes.get(), x.bytes.size());
     for_isas([&](const char*) {
-      for (const bool exact : {false, true}) matmul(w.tensor, x.matrix, mode(exact));
+      for (const bool exact : {false, true}) {
+        matmul(w.tensor, x.matrix, mode(exact));
+        matmul(tiles.tensor, x.matrix, mode(exact));
+      }
     });
   }
 }
@@ -254,11 +300,21 @@ void walk_products() {
         const Sample w = make_sample(f, 1, rows, cols, Content::sane, 0, random);
         check_dequantize(w.tensor);
         check_products(w.tensor, weights_of(w.tensor), !f.is_float, random);
+        const Sample tiles = in_tiles(w.tensor, 0);
+        check_tiles(w.tensor, tiles.tensor);
+        set_case("products, %s, %lld x %lld, tiles", f.name, number(rows), number(cols));
+        check_products(tiles.tensor, weights_of(w.tensor), !f.is_float, random);
         check_any_bytes(f, rows, cols, random);
       }
     }
     set_case("products, %s, 3 experts", f.name);
-    check_dequantize(make_sample(f, 3, 5, 300, Content::any, 0, random).tensor);
+    const Sample experts = make_sample(f, 3, 5, 300, Content::any, 0, random);
+    check_dequantize(experts.tensor);
+    const Sample tiles = in_tiles(experts.tensor, 0);
+    check_tiles(experts.tensor, tiles.tensor);
+    check_dequantize(tiles.tensor);
+    set_case("products, %s, batches", f.name);
+    check_batches(f, random);
   }
 }
 
@@ -296,14 +352,20 @@ struct Layer {
   }
 };
 
+// In either layout
+Sample make_projection(const lutkern_format& f, int64_t experts, int64_t rows, int64_t cols, Random& random) {
+  Sample blocks = make_sample(f, experts, rows, cols, Content::sane, 1, random);
+  return random.below(2) ? in_tiles(blocks.tensor, 1) : std::move(blocks);
+}
+
 Layer make_layer(const std::vector<lutkern_format>& formats, size_t first, int64_t experts, int64_t inter,
                  int64_t hidden, int64_t tokens, int64_t k, int32_t activation, bool has_gate, Random& random) {
   const lutkern_format& gate = formats[first];
   const lutkern_format& up = formats[(first + 7) % formats.size()];
   const lutkern_format& down = formats[(first + 3) % formats.size()];
-  Layer out{make_sample(gate, experts, inter, hidden, Content::sane, 0, random),
-            make_sample(up, experts, inter, hidden, Content::sane, 1, random),
-            make_sample(down, experts, hidden, inter, Content::sane, 1, random),
+  Layer out{make_projection(gate, experts, inter, hidden, random),
+            make_projection(up, experts, inter, hidden, random),
+            make_projection(down, experts, hidden, inter, random),
             has_gate,
             {!gate.is_float, !up.is_float, !down.is_float},
             activation,
@@ -508,8 +570,8 @@ struct PackCase {
 // What was packed decodes to finite numbers; numbers of a usual size stay near.
 void check_packed(const PackCase& c, const Bytes& packed, Fill fill, Importance importance) {
   lutkern_tensor t;
-  check_ok(lutkern_tensor_init(&t, c.format->ggml_type, c.experts, c.w.rows / c.experts, c.w.cols, packed.get(),
-                               packed.nbytes()));
+  check_ok(lutkern_tensor_init(&t, c.format->ggml_type, LUTKERN_BLOCKS, c.experts, c.w.rows / c.experts, c.w.cols,
+                               packed.get(), packed.nbytes()));
   const std::vector<double> decoded = weights_of(t);
   double error = 0.0;
   double power = 0.0;

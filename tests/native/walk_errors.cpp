@@ -73,19 +73,20 @@ void wrong_tensors(const Calls& c) {
   const int32_t type = c.f.ggml_type;
   lutkern_tensor t;
   memset(&t, kUntouched, sizeof(t));
-  c.expect(lutkern_tensor_init(&t, 3000, 1, 5, 64, data, n), LUTKERN_ERROR_VALUE,
+  c.expect(lutkern_tensor_init(&t, 3000, LUTKERN_BLOCKS, 1, 5, 64, data, n), LUTKERN_ERROR_VALUE,
            "tensor: the weight has the unknown ggml type 3000, expected one of lutkern_format_at");
-  c.expect(lutkern_tensor_init(&t, type, 1, 5, 64, nullptr, n), LUTKERN_ERROR_VALUE,
+  c.expect(lutkern_tensor_init(&t, type, LUTKERN_BLOCKS, 1, 5, 64, nullptr, n), LUTKERN_ERROR_VALUE,
            "tensor: the weight is null, expected a weight");
-  c.expect(lutkern_tensor_init(&t, type, 1, 5, 64, data, n - 1), LUTKERN_ERROR_VALUE,
-           "tensor: the weight has 179 bytes, q4_0 of 1 x 5 x 64 needs 180");
-  c.expect(lutkern_tensor_init(&t, type, 0, 5, 64, data, n), LUTKERN_ERROR_VALUE,
+  c.expect(lutkern_tensor_init(&t, type, LUTKERN_BLOCKS, 1, 5, 64, data, n - 1), LUTKERN_ERROR_VALUE,
+           "tensor: the weight has 179 bytes, q4_0 of 1 x 5 x 64 in blocks needs 180");
+  c.expect(lutkern_tensor_init(&t, type, LUTKERN_BLOCKS, 0, 5, 64, data, n), LUTKERN_ERROR_VALUE,
            "tensor: shape is 0 x 5 x 64, expected sizes of at least 1 and at most 2^46 weights");
-  c.expect(lutkern_tensor_init(&t, type, INT64_MAX, INT64_MAX, INT64_MAX, data, n), LUTKERN_ERROR_VALUE,
+  c.expect(lutkern_tensor_init(&t, type, LUTKERN_BLOCKS, INT64_MAX, INT64_MAX, INT64_MAX, data, n), LUTKERN_ERROR_VALUE,
            "tensor: shape is 9223372036854775807 x 9223372036854775807 x 9223372036854775807, expected sizes of at "
            "least 1 and at "
            "most 2^46 weights");
-  c.expect(lutkern_tensor_init(nullptr, type, 1, 5, 64, data, n), LUTKERN_ERROR_VALUE, "tensor: out is null");
+  c.expect(lutkern_tensor_init(nullptr, type, LUTKERN_BLOCKS, 1, 5, 64, data, n), LUTKERN_ERROR_VALUE,
+           "tensor: out is null");
   c.expect(lutkern_tensor_expert(&c.w.tensor, 1, &t), LUTKERN_ERROR_VALUE, "tensor: expert is 1, expected 0 to 0");
   c.expect(lutkern_tensor_expert(&c.w.tensor, -1, &t), LUTKERN_ERROR_VALUE, "tensor: expert is -1, expected 0 to 0");
   c.expect(lutkern_tensor_expert(&c.w.tensor, 0, nullptr), LUTKERN_ERROR_VALUE, "tensor: out is null");
@@ -101,11 +102,11 @@ void wrong_weights(const Calls& c) {
   lutkern_tensor bad = c.w.tensor;
   bad.layout = 7;
   c.expect(lutkern_matvec(&bad, &x, c.out.get(), nullptr), LUTKERN_ERROR_VALUE,
-           "matvec: the weight has the layout 7, expected blocks (0)");
+           "matvec: the weight has the layout 7, expected blocks (0) or tiles (1)");
   bad = c.w.tensor;
   bad.nbytes += 18;
   c.expect(lutkern_matvec(&bad, &x, c.out.get(), nullptr), LUTKERN_ERROR_VALUE,
-           "matvec: the weight has 198 bytes, q4_0 of 1 x 5 x 64 needs 180");
+           "matvec: the weight has 198 bytes, q4_0 of 1 x 5 x 64 in blocks needs 180");
   bad = c.w.tensor;
   bad.experts = 5;
   bad.rows = 1;
@@ -278,7 +279,7 @@ void wrong_choices(const Calls& c) {
   if (strcmp(lutkern_current_isa(), "scalar") != 0) fail("the instruction set changed to %s", lutkern_current_isa());
   if (lutkern_isa_at(-1) || lutkern_isa_supported("vax") || lutkern_isa_supported(nullptr))
     fail("an ISA that is not there");
-  if (lutkern_kernel_isa(3000, LUTKERN_MATVEC)) fail("a kernel for an unknown type");
+  if (lutkern_kernel_isa(3000, LUTKERN_MATVEC, LUTKERN_TILES)) fail("a kernel for an unknown type");
 }
 
 }  // namespace

@@ -64,7 +64,8 @@ namespace {
 
 bool is_sane(const lutkern_format& f, const uint8_t* block) {
   lutkern_tensor one;
-  check_ok(lutkern_tensor_init(&one, f.ggml_type, 1, 1, f.block_size, block, static_cast<size_t>(f.block_bytes)));
+  check_ok(lutkern_tensor_init(&one, f.ggml_type, LUTKERN_BLOCKS, 1, 1, f.block_size, block,
+                               static_cast<size_t>(f.block_bytes)));
   float weights[256];
   check_ok(lutkern_dequantize(&one, weights, nullptr));
   float largest = 0.0f;
@@ -103,7 +104,32 @@ Sample make_sample(const lutkern_format& f, int64_t experts, int64_t rows, int64
              static_cast<size_t>(f.block_bytes));
     }
   }
-  check_ok(lutkern_tensor_init(&out.tensor, f.ggml_type, experts, rows, cols, out.bytes.get(), out.bytes.nbytes()));
+  check_ok(lutkern_tensor_init(&out.tensor, f.ggml_type, LUTKERN_BLOCKS, experts, rows, cols, out.bytes.get(),
+                               out.bytes.nbytes()));
+  return out;
+}
+
+namespace {
+
+Sample tiles_like(const lutkern_tensor& t, int shift) {
+  Sample out{Bytes(lutkern_tensor_bytes(t.ggml_type, LUTKERN_TILES, t.experts, t.rows, t.cols), shift), {}};
+  out.bytes.fill_bytes(kUntouched);
+  check_ok(lutkern_tensor_init(&out.tensor, t.ggml_type, LUTKERN_TILES, t.experts, t.rows, t.cols, out.bytes.get(),
+                               out.bytes.nbytes()));
+  return out;
+}
+
+}  // namespace
+
+Sample in_tiles(const lutkern_tensor& blocks, int shift) {
+  Sample out = tiles_like(blocks, shift);
+  check_ok(lutkern_repack(&blocks, LUTKERN_TILES, out.bytes.get(), out.bytes.nbytes(), nullptr));
+  return out;
+}
+
+Sample random_tiles(const lutkern_format& f, int64_t rows, int64_t cols, int shift, Random& random) {
+  Sample out = tiles_like(lutkern_tensor{f.ggml_type, LUTKERN_BLOCKS, 1, rows, cols, nullptr, 0}, shift);
+  random.fill(out.bytes.get(), out.bytes.size());
   return out;
 }
 
@@ -142,7 +168,7 @@ Input to_f32(const lutkern_matrix& m) {
   for (int64_t r = 0; r < m.rows; ++r) {
     const uint8_t* data = static_cast<const uint8_t*>(m.data) + r * m.row_stride * kElementBytes[m.dtype];
     lutkern_tensor t;
-    check_ok(lutkern_tensor_init(&t, format.ggml_type, 1, 1, m.cols, data,
+    check_ok(lutkern_tensor_init(&t, format.ggml_type, LUTKERN_BLOCKS, 1, 1, m.cols, data,
                                  static_cast<size_t>(m.cols * kElementBytes[m.dtype])));
     check_ok(lutkern_dequantize(&t, row.get(), nullptr));
     memcpy(out.bytes.get() + r * m.cols * 4, row.get(), row.nbytes());

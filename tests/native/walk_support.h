@@ -101,6 +101,11 @@ struct Sample {
 Sample make_sample(const lutkern_format& f, int64_t experts, int64_t rows, int64_t cols, Content content, int shift,
                    Random& random);
 
+// The same weight in tiles, in memory of its own.
+Sample in_tiles(const lutkern_tensor& blocks, int shift);
+// Tiles of random bytes.
+Sample random_tiles(const lutkern_format& f, int64_t rows, int64_t cols, int shift, Random& random);
+
 std::vector<double> weights_of(const lutkern_tensor& tensor);
 
 // ---- activations ----

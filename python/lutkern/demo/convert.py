@@ -65,7 +65,7 @@ class PackedFfn:
     """Feed-forward networks that run through `lutkern.moe`, all experts routed with weight 1."""
 
     def __init__(self, layers: Iterable[Experts]) -> None:
-        self.layers = list(layers)
+        self.layers = [Experts(*(part.to(layout="tiles") for part in layer.parts)) for layer in layers]
 
     def __call__(self, layer: int, x: Floats) -> Floats:
         """Run one layer: x float32 (tokens, hidden) -> float32 (tokens, hidden)."""
@@ -159,7 +159,12 @@ def pack_columns(w: NDArray[np.floating], fmt: str, moments: Moments) -> list[Pa
     pieces = []
     for start in range(0, rest.shape[1], EXPERT_NEURONS):
         stop = min(start + EXPERT_NEURONS, rest.shape[1])
-        piece = pack(rest[:, start:stop].astype(np.float32), fmt, importance=importance[start:stop].astype(np.float32))
+        piece = pack(
+            rest[:, start:stop].astype(np.float32),
+            fmt,
+            importance=importance[start:stop].astype(np.float32),
+            layout="blocks",
+        )
         pieces.append(piece)
         if stop < rest.shape[1]:
             error = rest[:, start:stop] - dequantize(piece)

@@ -128,8 +128,8 @@ def _decoded(
     try:
         if columns is None or len(columns) == 1:
             one = None if columns is None else columns[0]
-            return dequantize(pack(w, fmt, importance=one, effort=effort, threads=threads))
-        packed = pack(w[:, None, :], fmt, importance=columns, effort=effort, threads=threads)
+            return dequantize(pack(w, fmt, importance=one, effort=effort, layout="blocks", threads=threads))
+        packed = pack(w[:, None, :], fmt, importance=columns, effort=effort, layout="blocks", threads=threads)
     except ValueError as error:
         raise ValueError(f"pack_file: tensor {quoted(tensor.name)}: {error}") from error
     return dequantize(packed).reshape(w.shape)

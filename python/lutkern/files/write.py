@@ -206,7 +206,7 @@ def _pieces(
         columns = None if importance is None else importance[expert]
         w = source.floats(stored, start, stop)
         try:
-            packed = pack(w, tensor.format, importance=columns, effort=effort, threads=threads)
+            packed = pack(w, tensor.format, importance=columns, effort=effort, layout="blocks", threads=threads)
         except ValueError as error:
             raise ValueError(f"pack_file: tensor {quoted(tensor.name)}: {error}") from error
         yield packed.blocks(), (stop - start) * stored.row_bytes, w.size

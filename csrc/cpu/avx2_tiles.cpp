@@ -1,0 +1,299 @@
+// Tiles on AVX2: the words of the loops written once in tile_*.inl.h.
+//
+// A vector is 8 rows of 4 columns, half of a tile. For 32 columns of 8 rows:
+//
+//   pairs = vpmaddubsw(code, x)              code 0 .. max, x the same four activations in every lane
+//   sums  = vpaddw(...)                      while the sum of pairs stays below 2^15
+//   acc   = vpaddd(vpmaddwd(sums, scale))    the integer scale rides in the addition of pairs
+//
+// Codebook rows of 8 columns come by scalar loads: rows 0 1 4 5 and 2 3 6 7 fill two vectors, two vshufps make of them
+// the columns 0 .. 3 and 4 .. 7 of rows 0 .. 7. Signs walk through the top bit of each byte by doubling, where vpblendvb
+// takes the activation or its negative.
+#include <immintrin.h>
+
+#include "../tiles/tiles.h"
+#include "kernels.h"
+
+namespace lutkern {
+namespace {
+
+enum : int { kVectorBytes = 32, kParts = kTileRows * 4 / kVectorBytes };
+
+using Vu8 = uint8_t __attribute__((vector_size(kVectorBytes)));
+using Vi8 = int8_t __attribute__((vector_size(kVectorBytes)));
+using Vu16 = uint16_t __attribute__((vector_size(kVectorBytes)));
+using Vi16 = int16_t __attribute__((vector_size(kVectorBytes)));
+using Vu32 = uint32_t __attribute__((vector_size(kVectorBytes)));
+using Vi32 = int32_t __attribute__((vector_size(kVectorBytes)));
+using Vf32 = float __attribute__((vector_size(kVectorBytes)));
+
+template <typename V>
+static inline __m256i raw(V v) {
+  return reinterpret_cast<__m256i>(v);
+}
+
+static inline Vu32 load(const uint8_t* p) {
+  return reinterpret_cast<Vu32>(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+}
+static inline void store(float* p, Vf32 v) { _mm256_storeu_ps(p, v); }
+static inline Vi8 broadcast4(const int8_t* q) {
+  int32_t four = 0;
+  __builtin_memcpy(&four, q, sizeof(four));
+  return reinterpret_cast<Vi8>(_mm256_set1_epi32(four));
+}
+static inline void prefetch(const uint8_t* p, int64_t bytes) {
+  for (int64_t at = 0; at < bytes; at += 64) _mm_prefetch(reinterpret_cast<const char*>(p + at + 4096), _MM_HINT_T0);
+}
+
+static inline Vi8 above(Vi8 v, int8_t limit) {
+  return reinterpret_cast<Vi8>(_mm256_cmpgt_epi8(raw(v), _mm256_set1_epi8(limit)));
+}
+static inline Vf32 float_of(Vi32 v) { return _mm256_cvtepi32_ps(raw(v)); }
+static inline Vf32 fma(Vf32 a, Vf32 b, Vf32 c) { return _mm256_fmadd_ps(a, b, c); }
+static inline Vf32 halves(const uint8_t* p) {
+  return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+}
+static inline Vf32 floats_of_halves(Vu32 v) {
+  const __m256i packed = _mm256_permute4x64_epi64(_mm256_packus_epi32(raw(v), raw(v)), 0xd8);
+  return _mm256_cvtph_ps(_mm256_castsi256_si128(packed));
+}
+static inline Vu32 widen_u16(const uint8_t* p) {
+  return reinterpret_cast<Vu32>(_mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+}
+static inline Vu32 widen_u8(const uint8_t* p) {
+  return reinterpret_cast<Vu32>(_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+}
+
+// Bytes a and b of each lane as a pair of 16-bit numbers: zero-extended, or in the high bytes
+static inline Vi16 byte_pair(Vu32 v, int a, int b) {
+  const __m256i lanes =
+      _mm256_setr_epi32(0x80008000, 0x80048004, 0x80088008, 0x800c800c, 0x80008000, 0x80048004, 0x80088008, 0x800c800c);
+  return reinterpret_cast<Vi16>(_mm256_shuffle_epi8(raw(v), _mm256_add_epi32(lanes, _mm256_set1_epi32(a | b << 16))));
+}
+static inline Vi16 byte_pair_high(Vu32 v, int a, int b) {
+  const __m256i lanes =
+      _mm256_setr_epi32(0x00800080, 0x04800480, 0x08800880, 0x0c800c80, 0x00800080, 0x04800480, 0x08800880, 0x0c800c80);
+  return reinterpret_cast<Vi16>(
+      _mm256_shuffle_epi8(raw(v), _mm256_add_epi32(lanes, _mm256_set1_epi32(a << 8 | b << 24))));
+}
+// Byte b of each lane in all its bytes
+static inline Vu32 byte_all(Vu32 v, int b) {
+  const __m256i lanes = _mm256_setr_epi32(0, 0x04040404, 0x08080808, 0x0c0c0c0c, 0, 0x04040404, 0x08080808, 0x0c0c0c0c);
+  return reinterpret_cast<Vu32>(
+      _mm256_shuffle_epi8(raw(v), _mm256_add_epi32(lanes, _mm256_set1_epi32(0x01010101 * b))));
+}
+static inline Vi16 low_twice(Vi16 pairs) {
+  const __m256i order =
+      _mm256_setr_epi32(0x01000100, 0x05040504, 0x09080908, 0x0d0c0d0c, 0x01000100, 0x05040504, 0x09080908, 0x0d0c0d0c);
+  return reinterpret_cast<Vi16>(_mm256_shuffle_epi8(raw(pairs), order));
+}
+static inline Vi16 high_twice(Vi16 pairs) {
+  const __m256i order =
+      _mm256_setr_epi32(0x03020302, 0x07060706, 0x0b0a0b0a, 0x0f0e0f0e, 0x03020302, 0x07060706, 0x0b0a0b0a, 0x0f0e0f0e);
+  return reinterpret_cast<Vi16>(_mm256_shuffle_epi8(raw(pairs), order));
+}
+static inline Vu8 lookup16(const int8_t* table, Vu8 index) {
+  const __m256i entries = _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(table)));
+  return reinterpret_cast<Vu8>(_mm256_shuffle_epi8(entries, raw(index)));
+}
+
+// x, or -x where the top bit of the byte is set
+static inline Vi8 negate_where(Vi8 x, Vu8 top) {
+  return reinterpret_cast<Vi8>(_mm256_blendv_epi8(raw(x), raw(-x), raw(top)));
+}
+
+static inline Vi32 pair_dot(Vi16 pairs, const int16_t* two) {
+  int32_t both = 0;
+  __builtin_memcpy(&both, two, sizeof(both));
+  return reinterpret_cast<Vi32>(_mm256_madd_epi16(raw(pairs), _mm256_set1_epi32(both)));
+}
+
+// kN vectors of codes 0 .. kMax (0: signed bytes) times activations of at most 127, summed in each lane, times the scale.
+// Products are added in pairs of 16 bits as long as they fit.
+template <int kMax, int kN>
+static inline Vi32 dot_scaled(const Vu8* code, const Vi8* x, Vi16 scale) {
+  constexpr int kRun = kMax == 0 ? 1 : 32767 / (2 * 127 * kMax);
+  Vi32 sum{};
+#pragma GCC unroll 8
+  for (int v = 0; v < kN; v += kRun) {
+    __m256i pairs{};
+    for (int i = v; i < v + kRun && i < kN; ++i) {
+      const __m256i product =
+          kMax == 0 ? _mm256_maddubs_epi16(_mm256_abs_epi8(raw(code[i])), _mm256_sign_epi8(raw(x[i]), raw(code[i])))
+                    : _mm256_maddubs_epi16(raw(code[i]), raw(x[i]));
+      pairs = i == v ? product : _mm256_add_epi16(pairs, product);
+    }
+    const Vi32 part = reinterpret_cast<Vi32>(_mm256_madd_epi16(pairs, raw(scale)));
+    sum = v == 0 ? part : sum + part;
+  }
+  return sum;
+}
+template <int kMax, int kN>
+static inline Vi32 dot(const Vu8* code, const Vi8* x) {
+  return dot_scaled<kMax, kN>(code, x, Vi16{} + int16_t{1});
+}
+
+// ---- codebook rows ----
+
+// Row numbers of more than 8 bits: four for each row, as 16-bit numbers, rows in the order 0 1 4 5 2 3 6 7
+struct RowNumbers {
+  alignas(32) uint16_t number[32];
+  inline void put(Vu8 low, Vu8 high) {
+    _mm256_store_si256(reinterpret_cast<__m256i*>(number), _mm256_unpacklo_epi8(raw(low), raw(high)));
+    _mm256_store_si256(reinterpret_cast<__m256i*>(number + 16), _mm256_unpackhi_epi8(raw(low), raw(high)));
+    asm("" : "+m"(number));  // through memory: cutting them out of a register takes more instructions
+  }
+};
+
+// Row number i of row r: of 8-bit numbers, which lie in the tile, or of RowNumbers
+static inline uint32_t number_of(const uint8_t* index, int r, int i) { return index[4 * r + i]; }
+static inline uint32_t number_of(const RowNumbers& n, int r, int i) {
+  return n.number[4 * (r & 1) + 16 * (r >> 1 & 1) + 8 * (r >> 2) + i];
+}
+
+static inline __m128i two_rows(const uint64_t* a, const uint64_t* b) {
+  const __m128d first = _mm_castsi128_pd(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(a)));
+  return _mm_castpd_si128(_mm_loadh_pd(first, reinterpret_cast<const double*>(b)));
+}
+
+// Columns 8 i .. 8 i + 7 of the rows r, r + 1, r + 4, r + 5, for i = 0 .. 3
+template <int kRows, class Numbers>
+static inline void rows_of_8(const Codebook<uint64_t, kRows>& grid, const Numbers& numbers, int r, __m256i* rows) {
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    const auto row = [&](int at) { return grid.row + number_of(numbers, at, i); };
+    rows[i] = _mm256_set_m128i(two_rows(row(r + 4), row(r + 5)), two_rows(row(r), row(r + 1)));
+  }
+}
+
+// All 32 columns of rows 0 .. 7
+template <int kRows, class Numbers>
+static inline void grid8(const Codebook<uint64_t, kRows>& grid, const Numbers& numbers, Vu8* code) {
+  __m256i even[4];
+  __m256i odd[4];
+  rows_of_8(grid, numbers, 0, even);
+  rows_of_8(grid, numbers, 2, odd);
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    const __m256 a = _mm256_castsi256_ps(even[i]);
+    const __m256 b = _mm256_castsi256_ps(odd[i]);
+    code[2 * i] = reinterpret_cast<Vu8>(_mm256_shuffle_ps(a, b, 0x88));
+    code[2 * i + 1] = reinterpret_cast<Vu8>(_mm256_shuffle_ps(a, b, 0xdd));
+  }
+}
+
+// A row of the codebook joins a vector at its place by a load that begins as much before it, and a blend: no shuffle.
+template <int kPlace>
+static inline __m128i joined(__m128i rows, const uint32_t* row) {
+  return _mm_blend_epi32(rows, _mm_loadu_si128(reinterpret_cast<const __m128i*>(row - kPlace)), 1 << kPlace);
+}
+static inline __m128i four_words(const uint32_t* a, const uint32_t* b, const uint32_t* c, const uint32_t* d) {
+  return joined<3>(joined<2>(joined<1>(_mm_loadu_si128(reinterpret_cast<const __m128i*>(a)), b), c), d);
+}
+
+// 16 columns of rows 0 .. 7
+template <int kRows, class Numbers>
+static inline void grid4(const Codebook<uint32_t, kRows>& grid, const Numbers& numbers, Vu8* code) {
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    const auto row = [&](int r) { return grid.row + number_of(numbers, r, i); };
+    code[i] = reinterpret_cast<Vu8>(
+        _mm256_set_m128i(four_words(row(4), row(5), row(6), row(7)), four_words(row(0), row(1), row(2), row(3))));
+  }
+}
+
+#include "tile_codes.inl.h"
+
+#include "tile_grids.inl.h"
+
+// ---- matrix times vector with codebook rows of 8 columns ----
+//
+// Two lanes are one row here, four rows a vector: what the loads give needs no shuffle, and two vectors become lanes of
+// one row each by one addition at the end.
+
+template <class Codes>
+struct OwnGridSum {
+  static constexpr bool kExists = false;
+  static inline Vi32 run(Codes&, int, const int8_t*) { return Vi32{}; }
+};
+
+static inline __m256i broadcast8(const int8_t* q) {
+  int64_t eight = 0;
+  __builtin_memcpy(&eight, q, sizeof(eight));
+  return _mm256_set1_epi64x(eight);
+}
+
+// The sums of rows r, r + 1, r + 4, r + 5. sign: bit 7 of each byte belongs to the columns 24 .. 31; scale of the first
+// and of the second 16 columns.
+template <int kRows, class Numbers>
+static inline __m256i sum_of_8(const Codebook<uint64_t, kRows>& grid, const Numbers& numbers, int r, const __m256i* x,
+                               __m256i sign, __m256i first, __m256i second) {
+  __m256i rows[4];
+  __m256i pairs[4];
+  rows_of_8(grid, numbers, r, rows);
+#pragma GCC unroll 4
+  for (int i = 3; i >= 0; --i) {
+    const __m256i minus = _mm256_sub_epi8(_mm256_setzero_si256(), x[i]);
+    pairs[i] = _mm256_maddubs_epi16(rows[i], _mm256_blendv_epi8(x[i], minus, sign));
+    sign = _mm256_slli_epi16(sign, 2);  // what comes from the byte below stays under bit 7
+  }
+  return _mm256_add_epi32(_mm256_madd_epi16(_mm256_add_epi16(pairs[0], pairs[1]), first),
+                          _mm256_madd_epi16(_mm256_add_epi16(pairs[2], pairs[3]), second));
+}
+
+template <int kRows, class Numbers>
+static inline Vi32 sum_of_grid8(const Codebook<uint64_t, kRows>& grid, const Numbers& numbers, const int8_t* q,
+                                Vu32 signs, Vi16 first, Vi16 second) {
+  const __m256i x[4] = {broadcast8(q), broadcast8(q + 8), broadcast8(q + 16), broadcast8(q + 24)};
+  // The odd bits belong to the upper four columns.
+  const __m256i odd = raw(signs);
+  const __m256i even = _mm256_add_epi8(odd, odd);
+  const __m256i f = raw(first);
+  const __m256i s = raw(second);
+  const __m256 a = _mm256_castsi256_ps(sum_of_8(grid, numbers, 0, x, _mm256_unpacklo_epi32(even, odd),
+                                                _mm256_unpacklo_epi32(f, f), _mm256_unpacklo_epi32(s, s)));
+  const __m256 b = _mm256_castsi256_ps(sum_of_8(grid, numbers, 2, x, _mm256_unpackhi_epi32(even, odd),
+                                                _mm256_unpackhi_epi32(f, f), _mm256_unpackhi_epi32(s, s)));
+  return reinterpret_cast<Vi32>(_mm256_castps_si256(_mm256_shuffle_ps(a, b, 0x88))) +
+         reinterpret_cast<Vi32>(_mm256_castps_si256(_mm256_shuffle_ps(a, b, 0xdd)));
+}
+
+template <>
+struct OwnGridSum<TileCodes<Iq2Xxs>> {
+  static constexpr bool kExists = true;
+  static inline Vi32 run(TileCodes<Iq2Xxs>& c, int g, const int8_t* q) {
+    const Vi16 scale = c.scales(g);
+    return sum_of_grid8(kIq2XxsGrid, c.numbers(g), q, c.signs(g), scale, scale);
+  }
+};
+template <>
+struct OwnGridSum<TileCodes<Iq2Xs>> {
+  static constexpr bool kExists = true;
+  static inline Vi32 run(TileCodes<Iq2Xs>& c, int g, const int8_t* q) {
+    return sum_of_grid8(kIq2XsGrid, c.numbers(g), q, c.signs(g), c.nibble.twice(g, 0), c.nibble.twice(g, 1));
+  }
+};
+template <>
+struct OwnGridSum<TileCodes<Iq2S>> {
+  static constexpr bool kExists = true;
+  static inline Vi32 run(TileCodes<Iq2S>& c, int g, const int8_t* q) {
+    return sum_of_grid8(kIq2SGrid, c.numbers(g), q, c.signs(g), c.nibble.twice(g, 0), c.nibble.twice(g, 1));
+  }
+};
+
+#include "tile_gemv.inl.h"
+
+#include "tile_gemm.inl.h"
+
+}  // namespace
+
+#define LUTKERN_GEMV(name, Block) TileKernelsOf<Block>::kGemv,
+#define LUTKERN_GEMM(name, Block) TileKernelsOf<Block>::kGemm,
+
+extern const TileKernels kAvx2TileKernels = {
+    "avx2",
+    {LUTKERN_FORMATS(LUTKERN_GEMV)},
+    {LUTKERN_FORMATS(LUTKERN_GEMM)},
+};
+
+}  // namespace lutkern

@@ -1,0 +1,158 @@
+// Tiles times several vectors, written once. Included after tile_gemv.inl.h.
+//
+// 256 columns of a row of tiles are unpacked once, to unsigned codes and scales that stay in the first-level cache, and
+// meet every token:
+//
+//   for each row of tiles: for each 256 columns: unpack a panel
+//     for each kTokens tokens: for each group:
+//       sum  = scale * (code . x.q) - offset * scale * (sums of x.q)
+//       acc += float(sum) * x.scale
+//     out[token, rows] += factor * acc
+
+enum : int { kPanelGroups = 8, kTokens = 2 };
+
+template <class Block>
+struct Panel {
+  using Codes = TileCodes<Block>;
+  static constexpr bool kPerGroup = Codes::kGroups == 1;
+  static constexpr int kFactors = kPerGroup ? kPanelGroups : 1;
+
+  Vu8 code[kPanelGroups][8][kParts];
+  Vi16 scale[kPanelGroups][2][kParts];
+  Vi16 offset[kPanelGroups][kParts];
+  Vi16 minimum[kPanelGroups][kParts];
+  Vf32 factor[kFactors][kParts];
+  Vf32 float_offset[kFactors][kParts];
+  Vf32 minimum_factor[kParts];
+
+  void unpack_group(Codes& codes, int g, int at, int p) {
+    Vu8 group[8];
+    codes.codes(g, group);
+    for (int v = 0; v < 8; ++v) code[at][v][p] = group[v];
+    if constexpr (Codes::kScales > 0) {
+      const Vi16 scales = codes.scales(g);
+      scale[at][0][p] = Codes::kScales == 2 ? low_twice(scales) : scales;
+      if (Codes::kScales == 2) scale[at][1][p] = high_twice(scales);
+      if (Codes::kOffset > 0) offset[at][p] = scales * int16_t{Codes::kOffset};
+    }
+    if constexpr (Codes::kMinimum) minimum[at][p] = codes.minima(g);
+  }
+
+  // Returns the groups that exist.
+  int unpack(const uint8_t* body, const uint8_t* tail, int64_t first_tile, int64_t tiles_left) {
+    using T = Tile<Block>;
+    constexpr int kTilesInPanel = kPanelGroups / Codes::kGroups;
+    const int n_tiles = tiles_left < kTilesInPanel ? static_cast<int>(tiles_left) : kTilesInPanel;
+    for (int t = 0; t < n_tiles; ++t) {
+      for (int p = 0; p < kParts; ++p) {
+        Codes codes(body + (first_tile + t) * (T::kWords * 4 * kTileRows) + p * kVectorBytes,
+                    tail + (first_tile + t) * (T::kTailBytes * kTileRows) + p * kVectorBytes / 4 * T::kTailItem);
+#pragma GCC unroll 8
+        for (int g = 0; g < Codes::kGroups; ++g) unpack_group(codes, g, t * Codes::kGroups + g, p);
+        factor[t][p] = codes.factor();
+        if constexpr (Codes::kMinimum) minimum_factor[p] = codes.minimum_factor();
+        if constexpr (Codes::kFloatOffset) float_offset[t][p] = codes.float_offset();
+      }
+    }
+    return n_tiles * Codes::kGroups;
+  }
+};
+
+// What one group of one part makes of one token, an integer
+template <class Block>
+static inline Vi32 panel_group_sum(const Panel<Block>& panel, int g, int p, const Vi8* x, const int16_t* sum16) {
+  using Codes = TileCodes<Block>;
+  Vu8 code[8];
+  for (int v = 0; v < 8; ++v) code[v] = panel.code[g][v][p];
+  if constexpr (Codes::kScales == 0) {
+    const Vi32 sum = dot<Codes::kMax, 8>(code, x);
+    return Codes::kOffset == 0 ? sum : sum - Codes::kOffset * (sum16[0] + sum16[1]);
+  } else {
+    Vi32 sum;
+    if constexpr (Codes::kScales == 1) {
+      sum = dot_scaled<Codes::kMax, 8>(code, x, panel.scale[g][0][p]);
+    } else {
+      sum = dot_scaled<Codes::kMax, 4>(code, x, panel.scale[g][0][p]) +
+            dot_scaled<Codes::kMax, 4>(code + 4, x + 4, panel.scale[g][1][p]);
+    }
+    return Codes::kOffset == 0 ? sum : sum - pair_dot(panel.offset[g][p], sum16);
+  }
+}
+
+// n_tokens <= kTokens of them: out[token][row] = or += the panel's part
+template <class Block, int kCount>
+static inline void panel_times(const Panel<Block>& panel, int n_groups, const Activations& x, const int32_t* token,
+                               int64_t column, bool first, float* out, int64_t out_stride) {
+  using Codes = TileCodes<Block>;
+  Vf32 acc[kCount][kParts] = {};
+  Vf32 minimum[kCount][kParts] = {};
+  for (int g = 0; g < n_groups; ++g) {
+#pragma GCC unroll 4
+    for (int i = 0; i < kCount; ++i) {
+      const int64_t at = token[i] * x.token_stride + column + 32 * g;
+      const int16_t* sum16 = x.sum16 + at / 16;
+      const float x_scale = x.scale[at / kActivationGroup];
+      Vi8 xs[8];
+      load_x(x.q + at, xs);
+#pragma GCC unroll 4
+      for (int p = 0; p < kParts; ++p) {
+        Vf32 scale = Vf32{} + x_scale;
+        if constexpr (Panel<Block>::kPerGroup) scale *= panel.factor[g][p];
+        acc[i][p] = fma(float_of(panel_group_sum(panel, g, p, xs, sum16)), scale, acc[i][p]);
+        if constexpr (Codes::kMinimum) {
+          minimum[i][p] = fma(float_of(pair_dot(panel.minimum[g][p], sum16)), Vf32{} + x_scale, minimum[i][p]);
+        }
+        if constexpr (Codes::kFloatOffset) {
+          acc[i][p] += panel.float_offset[g][p] * (x_scale * static_cast<float>(sum16[0] + sum16[1]));
+        }
+      }
+    }
+  }
+  for (int i = 0; i < kCount; ++i) {
+    for (int p = 0; p < kParts; ++p) {
+      Vf32 sum = acc[i][p];
+      if constexpr (!Panel<Block>::kPerGroup) sum *= panel.factor[0][p];
+      if constexpr (Codes::kMinimum) sum -= minimum[i][p] * panel.minimum_factor[p];
+      float* y = out + i * out_stride + p * kVectorBytes / 4;
+      store(y, first ? sum : reinterpret_cast<Vf32>(load(reinterpret_cast<const uint8_t*>(y))) + sum);
+    }
+  }
+}
+
+template <class Block>
+static void gemm_tiles(const TileRows& rows, const Activations& x, const int32_t* token, int64_t n_tokens, float* out,
+                       int64_t out_stride) {
+  using T = Tile<Block>;
+  constexpr int64_t kTilesInPanel = kPanelGroups / TileCodes<Block>::kGroups;
+  const int64_t count = rows.cols / T::kColumns;
+  Panel<Block> panel;
+  for (int64_t i = 0; i < rows.n_tiles; ++i) {
+    const uint8_t* body = rows.data + i * rows.row_bytes;
+    const uint8_t* tail = body + count * (T::kWords * 4 * kTileRows);
+    float* y = out + i * kTileRows;
+    for (int64_t t = 0; t < count; t += kTilesInPanel) {
+      const int n_groups = panel.unpack(body, tail, t, count - t);
+      const int64_t column = t * T::kColumns;
+      int64_t at = 0;
+      for (; at + kTokens <= n_tokens; at += kTokens) {
+        panel_times<Block, kTokens>(panel, n_groups, x, token + at, column, t == 0, y + at * out_stride, out_stride);
+      }
+      if (at < n_tokens) {
+        panel_times<Block, 1>(panel, n_groups, x, token + at, column, t == 0, y + at * out_stride, out_stride);
+      }
+    }
+  }
+}
+
+// The table entries of a format; a float format has no integer kernels.
+template <class Block, bool kFloat = Block::kIsFloat != 0>
+struct TileKernelsOf {
+  static constexpr GemvTilesFn kGemv = gemv_tiles<Block>;
+  static constexpr GemmTilesFn kGemm = gemm_tiles<Block>;
+};
+
+template <class Block>
+struct TileKernelsOf<Block, true> {
+  static constexpr GemvTilesFn kGemv = nullptr;
+  static constexpr GemmTilesFn kGemm = nullptr;
+};

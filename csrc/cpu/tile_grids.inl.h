@@ -1,0 +1,151 @@
+// The tiles of the codebook formats with signs, written once. Included after tile_codes.inl.h. Besides what every
+// TileCodes has:
+//
+//   kSigned                true: weight = +- factor * scale * magnitude
+//   magnitudes(g, Vu8*)     the 8 vectors of codebook values
+//   signs(g)               bit v of byte j: column 4 v + j of the group is negative
+//
+// codes(g) for batches are magnitudes with their signs and kOffset added, so that they are unsigned.
+
+// Signs with a bit of their own where the block has them; the four free places of the others are for the caller. The
+// eighth sign of 8 columns makes the number of minus signs even. Of columns 8 i .. 8 i + 7 the signs are bit 2 i of the
+// bytes 0 .. 3 and bit 2 i + 1 of the bytes 0 .. 2; the result goes to bit 2 i + 1 of byte 3.
+static inline Vu32 with_parity_signs(Vu32 stored) {
+  const Vu32 known = stored & splat(0x55ffffffu);
+  Vu32 sum = known ^ known >> 16;
+  sum ^= sum >> 8;
+  return known | ((sum ^ sum << 1) & splat(0xaau)) << 24;
+}
+
+// The extra bits of a word: bit i, 0 .. 3, at bit 25 + 2 i
+static inline Vu32 extra_nibble(Vu32 stored) {
+  Vu32 bits = (stored >> 25) & splat(0x55u);
+  bits = (bits | bits >> 1) & splat(0x33u);
+  return (bits | bits >> 2) & splat(0x0fu);
+}
+
+static inline Vi16 odd_pair(Vu32 s) {
+  const Vu32 odd = s + s + 1;
+  return reinterpret_cast<Vi16>(odd | odd << 16);
+}
+
+template <class Derived, int kMaximum, int kOffsetV, int kScalesV>
+struct GridCodes : Plan<8, 2 * kOffsetV, kOffsetV, kScalesV>, TileBody {
+  static constexpr bool kSigned = true;
+  static constexpr int kLargest = kMaximum;
+  const uint8_t* tail;
+  inline GridCodes(const uint8_t* body_, const uint8_t* tail_) : TileBody{body_}, tail(tail_) {}
+
+  inline void codes(int g, Vu8* code) {
+    Derived& self = static_cast<Derived&>(*this);
+    self.magnitudes(g, code);
+    Vu32 sign = self.signs(g);
+    for (int v = 7; v >= 0;
+         --v, sign = reinterpret_cast<Vu32>(reinterpret_cast<Vu8>(sign) + reinterpret_cast<Vu8>(sign))) {
+      const Vi8 minus = Vi8(reinterpret_cast<Vi8>(sign) < 0);
+      code[v] = reinterpret_cast<Vu8>((reinterpret_cast<Vi8>(code[v]) ^ minus) - minus + int8_t{kOffsetV});
+    }
+  }
+};
+
+template <>
+struct TileCodes<Iq2Xxs> : GridCodes<TileCodes<Iq2Xxs>, 43, 43, 1> {
+  using GridCodes::GridCodes;
+  inline const uint8_t* numbers(int g) const { return body + 64 * (2 * g); }
+  inline void magnitudes(int g, Vu8* code) const { grid8(kIq2XxsGrid, numbers(g), code); }
+  inline Vu32 signs(int g) const { return with_parity_signs(word(2 * g + 1)); }
+  inline Vi16 scales(int g) const { return odd_pair(extra_nibble(word(2 * g + 1))); }
+  inline Vf32 factor() const { return halves(tail) * 0.125f; }
+};
+
+// Sixteen nibbles in words u and u + 1; byte g: first and second half of the group
+struct NibbleScales {
+  Vu32 odd[2][2];  // [half][word], bytes 2 s + 1
+  inline NibbleScales(Vu32 a, Vu32 b) {
+    const Vu32 low = splat(0x0f0f0f0fu);
+    const Vu32 one = splat(0x01010101u);
+    odd[0][0] = ((a & low) << 1) + one;
+    odd[0][1] = ((b & low) << 1) + one;
+    odd[1][0] = ((a >> 3) & (low << 1)) + one;
+    odd[1][1] = ((b >> 3) & (low << 1)) + one;
+  }
+  inline Vi16 twice(int g, int half) const { return byte_twice(odd[half], g); }
+  inline Vi16 pair(int g) const {
+    const Vu32 low = splat(0x0000ffffu);
+    return reinterpret_cast<Vi16>((reinterpret_cast<Vu32>(twice(g, 0)) & low) |
+                                  (reinterpret_cast<Vu32>(twice(g, 1)) & ~low));
+  }
+};
+
+template <>
+struct TileCodes<Iq2Xs> : GridCodes<TileCodes<Iq2Xs>, 43, 43, 2> {
+  NibbleScales nibble;
+  RowNumbers next[2];
+  inline TileCodes(const uint8_t* body_, const uint8_t* tail_) : GridCodes(body_, tail_), nibble(word(16), word(17)) {
+    prepare(0);
+  }
+  // The ninth bits of a group, to bit 0 of the byte of their index
+  inline Vu8 ninth(int g) const {
+    const Vu32 extra = word(8 + g);
+    const Vu8 one_of_each = reinterpret_cast<Vu8>(byte_all(extra, 3) & splat(0x80200802u));
+    return Vu8(one_of_each != 0) & 1;
+  }
+  inline void prepare(int g) { next[g % 2].put(reinterpret_cast<Vu8>(word(g)), ninth(g)); }
+  inline const RowNumbers& numbers(int g) {
+    if (g < 7) prepare(g + 1);
+    return next[g % 2];
+  }
+  inline void magnitudes(int g, Vu8* code) { grid8(kIq2XsGrid, numbers(g), code); }
+  inline Vu32 signs(int g) const { return with_parity_signs(word(8 + g)); }
+  inline Vi16 scales(int g) const { return nibble.pair(g); }
+  inline Vf32 factor() const { return halves(tail) * 0.125f; }
+};
+
+template <>
+struct TileCodes<Iq2S> : GridCodes<TileCodes<Iq2S>, 43, 43, 2> {
+  NibbleScales nibble;
+  RowNumbers next[2];
+  inline TileCodes(const uint8_t* body_, const uint8_t* tail_) : GridCodes(body_, tail_), nibble(word(18), word(19)) {
+    prepare(0);
+  }
+  inline void prepare(int g) {
+    next[g % 2].put(reinterpret_cast<Vu8>(word(g)), bytes_of(word(16 + g / 4), 2 * (g % 4), 3));
+  }
+  inline const RowNumbers& numbers(int g) {
+    if (g < 7) prepare(g + 1);
+    return next[g % 2];
+  }
+  inline void magnitudes(int g, Vu8* code) { grid8(kIq2SGrid, numbers(g), code); }
+  inline Vu32 signs(int g) const { return word(8 + g); }
+  inline Vi16 scales(int g) const { return nibble.pair(g); }
+  inline Vf32 factor() const { return halves(tail) * 0.125f; }
+};
+
+template <>
+struct TileCodes<Iq3Xxs> : GridCodes<TileCodes<Iq3Xxs>, 62, 62, 1> {
+  using GridCodes::GridCodes;
+  inline void magnitudes(int g, Vu8* code) const {
+    grid4(kIq3XxsGrid, body + 64 * (2 * g), code);
+    grid4(kIq3XxsGrid, body + 64 * (2 * g + 1), code + 4);
+  }
+  inline Vu32 signs(int g) const { return with_parity_signs(word(16 + g)); }
+  inline Vi16 scales(int g) const { return odd_pair(extra_nibble(word(16 + g))); }
+  inline Vf32 factor() const { return halves(tail) * 0.25f; }
+};
+
+template <>
+struct TileCodes<Iq3S> : GridCodes<TileCodes<Iq3S>, 15, 15, 1> {
+  RowNumbers next[2][2];
+  inline TileCodes(const uint8_t* body_, const uint8_t* tail_) : GridCodes(body_, tail_) { prepare(0); }
+  inline void prepare(int g) {
+    for (int a = 0; a < 2; ++a)
+      next[g % 2][a].put(reinterpret_cast<Vu8>(word(2 * g + a)), bytes_of(word(16 + a), g, 1));
+  }
+  inline void magnitudes(int g, Vu8* code) {
+    if (g < 7) prepare(g + 1);
+    for (int a = 0; a < 2; ++a) grid4(kIq3SGrid, next[g % 2][a], code + 4 * a);
+  }
+  inline Vu32 signs(int g) const { return word(18 + g); }
+  inline Vi16 scales(int g) const { return odd_pair((word(26) >> (4 * g)) & 15); }
+  inline Vf32 factor() const { return halves(tail); }
+};
