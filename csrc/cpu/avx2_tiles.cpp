@@ -45,8 +45,11 @@ static inline void prefetch(const uint8_t* p, int64_t bytes) {
   for (int64_t at = 0; at < bytes; at += 64) _mm_prefetch(reinterpret_cast<const char*>(p + at + 4096), _MM_HINT_T0);
 }
 
-static inline Vi8 above(Vi8 v, int8_t limit) {
-  return reinterpret_cast<Vi8>(_mm256_cmpgt_epi8(raw(v), _mm256_set1_epi8(limit)));
+static inline Vi8 above(Vi8 a, Vi8 b) { return reinterpret_cast<Vi8>(_mm256_cmpgt_epi8(raw(a), raw(b))); }
+// A constant of which the compiler does not know that it is one: it would turn comparisons with it into two instructions.
+static inline Vi8 hidden(Vi8 v) {
+  asm("" : "+x"(v));
+  return v;
 }
 static inline Vf32 float_of(Vi32 v) { return _mm256_cvtepi32_ps(raw(v)); }
 static inline Vf32 fma(Vf32 a, Vf32 b, Vf32 c) { return _mm256_fmadd_ps(a, b, c); }
@@ -282,6 +285,57 @@ struct OwnGridSum<TileCodes<Iq2S>> {
 };
 
 #include "tile_gemv.inl.h"
+
+// ---- several vectors ----
+//
+// A vector of codes meets four tokens, a vector of activations both halves of the tile: 8 sums stay in registers.
+
+template <class Codes>
+struct OwnPanelSums {
+  static constexpr bool kExists = true;
+  static constexpr int kFit = Codes::kMax == 0 ? 1 : 32767 / (2 * 127 * Codes::kMax);
+  static constexpr int kSpan = Codes::kScales == 2 ? 4 : 8;  // vectors that share a scale
+  static constexpr int kRun = kFit < kSpan ? kFit : kSpan;   // of which as many sums of pairs fit 16 bits
+
+  template <int kCount>
+  static inline void run(const Vu8 (&code)[8][kParts], const Vi16 (&scale)[2][kParts], const int8_t* const* q,
+                         Vi32 (&sum)[kCount][kParts]) {
+    for (int i = 0; i < kCount; ++i) sum[i][0] = sum[i][1] = Vi32{};
+#pragma GCC unroll 2
+    for (int span = 0; span < 8; span += kSpan) {
+#pragma GCC unroll 8
+      for (int first = span; first < span + kSpan; first += kRun) {
+        const int end = first + kRun < span + kSpan ? first + kRun : span + kSpan;
+        __m256i pairs[kCount][kParts];
+        for (int v = first; v < end; ++v) {
+          const __m256i low = raw(code[v][0]);
+          const __m256i high = raw(code[v][1]);
+#pragma GCC unroll 4
+          for (int i = 0; i < kCount; ++i) {
+            const __m256i x = raw(broadcast4(q[i] + 4 * v));
+            const __m256i a = product(low, x);
+            const __m256i b = product(high, x);
+            pairs[i][0] = v == first ? a : _mm256_add_epi16(pairs[i][0], a);
+            pairs[i][1] = v == first ? b : _mm256_add_epi16(pairs[i][1], b);
+          }
+        }
+#pragma GCC unroll 4
+        for (int i = 0; i < kCount; ++i) {
+          for (int p = 0; p < kParts; ++p) {
+            const __m256i s =
+                Codes::kScales == 0 ? _mm256_set1_epi16(1) : raw(scale[span / 4 * (Codes::kScales == 2)][p]);
+            sum[i][p] += reinterpret_cast<Vi32>(_mm256_madd_epi16(pairs[i][p], s));
+          }
+        }
+      }
+    }
+  }
+
+  static inline __m256i product(__m256i code, __m256i x) {
+    return Codes::kMax == 0 ? _mm256_maddubs_epi16(_mm256_abs_epi8(code), _mm256_sign_epi8(x, code))
+                            : _mm256_maddubs_epi16(code, x);
+  }
+};
 
 #include "tile_gemm.inl.h"
 
