@@ -194,15 +194,18 @@ static inline __m128i four_words(const uint32_t* a, const uint32_t* b, const uin
   return joined<3>(joined<2>(joined<1>(_mm_loadu_si128(reinterpret_cast<const __m128i*>(a)), b), c), d);
 }
 
+// Columns 4 i .. 4 i + 3 of rows 0 .. 7
+template <int kRows, class Numbers>
+static inline __m256i rows_of_4(const Codebook<uint32_t, kRows>& grid, const Numbers& numbers, int i) {
+  const auto row = [&](int r) { return grid.row + number_of(numbers, r, i); };
+  return _mm256_set_m128i(four_words(row(4), row(5), row(6), row(7)), four_words(row(0), row(1), row(2), row(3)));
+}
+
 // 16 columns of rows 0 .. 7
 template <int kRows, class Numbers>
 static inline void grid4(const Codebook<uint32_t, kRows>& grid, const Numbers& numbers, Vu8* code) {
 #pragma GCC unroll 4
-  for (int i = 0; i < 4; ++i) {
-    const auto row = [&](int r) { return grid.row + number_of(numbers, r, i); };
-    code[i] = reinterpret_cast<Vu8>(
-        _mm256_set_m128i(four_words(row(4), row(5), row(6), row(7)), four_words(row(0), row(1), row(2), row(3))));
-  }
+  for (int i = 0; i < 4; ++i) code[i] = reinterpret_cast<Vu8>(rows_of_4(grid, numbers, i));
 }
 
 #include "tile_codes.inl.h"
@@ -285,6 +288,53 @@ struct OwnGridSum<TileCodes<Iq2S>> {
 };
 
 #include "tile_gemv.inl.h"
+
+// Codebook rows of 4 columns: a lane is a row. Each vector meets its activations at once, so that few are alive.
+template <int kLargest, int kRows, class Numbers>
+static inline Vi32 sum_of_grid4(const Codebook<uint32_t, kRows>& grid, const Numbers& low, const Numbers& high,
+                                const int8_t* q, Vu32 signs, Vi16 scale) {
+  constexpr bool kFit = 8 * 127 * kLargest < 32768;  // four sums of pairs
+  __m256i odd = raw(signs);
+  __m256i even = _mm256_slli_epi16(odd, 4);
+  __m256i sum = _mm256_setzero_si256();
+  __m256i held{};
+#pragma GCC unroll 4
+  for (int i = 3; i >= 0; --i) {
+    // The columns 8 i .. 8 i + 7 are the vectors 2 i and 2 i + 1.
+    const __m256i a = rows_of_4(grid, i < 2 ? low : high, 2 * i % 4);
+    const __m256i xa = raw(negate_where(broadcast4(q + 8 * i), reinterpret_cast<Vu8>(even)));
+    const __m256i first = _mm256_maddubs_epi16(a, xa);
+    const __m256i b = rows_of_4(grid, i < 2 ? low : high, 2 * i % 4 + 1);
+    const __m256i xb = raw(negate_where(broadcast4(q + 8 * i + 4), reinterpret_cast<Vu8>(odd)));
+    __m256i pairs = _mm256_add_epi16(first, _mm256_maddubs_epi16(b, xb));
+    even = _mm256_add_epi8(even, even);
+    odd = _mm256_add_epi8(odd, odd);
+    if (kFit && i % 2 == 1) {
+      held = pairs;
+    } else {
+      if (kFit) pairs = _mm256_add_epi16(pairs, held);
+      sum = _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, raw(scale)));
+    }
+  }
+  return reinterpret_cast<Vi32>(sum);
+}
+
+template <>
+struct OwnGridSum<TileCodes<Iq3Xxs>> {
+  static constexpr bool kExists = true;
+  static inline Vi32 run(TileCodes<Iq3Xxs>& c, int g, const int8_t* q) {
+    const uint8_t* numbers = c.body + 64 * (2 * g);
+    return sum_of_grid4<62>(kIq3XxsGrid, numbers, numbers + 64, q, c.signs(g), c.scales(g));
+  }
+};
+template <>
+struct OwnGridSum<TileCodes<Iq3S>> {
+  static constexpr bool kExists = true;
+  static inline Vi32 run(TileCodes<Iq3S>& c, int g, const int8_t* q) {
+    if (g < 7) c.prepare(g + 1);
+    return sum_of_grid4<15>(kIq3SGrid, c.next[g % 2][0], c.next[g % 2][1], q, c.signs(g), c.scales(g));
+  }
+};
 
 // ---- several vectors ----
 //
