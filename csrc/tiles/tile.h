@@ -78,41 +78,29 @@ LK_FN W exchange(W word, uint32_t mask, int shift) {
   return word ^ difference ^ (difference << shift);
 }
 
-// Bits in order of columns, bit 4 v + j -> bit 8 j + v: byte j holds the bits of the columns j, 4 + j, 8 + j ..., so that
-// one shift brings the bits of four consecutive columns to the same place of their four bytes. The place of a bit is a
-// number of five bits; its two lowest go on top. An exchange swaps two bits of that number: 0 and 2, 2 and 4, 1 and 4,
-// 1 and 3.
+// Bits in order of columns, bit 8 i + 4 o + j -> bit 8 j + 4 o + i (i, j < 4, o < 2) and back. Byte j holds the bits of the
+// columns j, 4 + j, 8 + j ...: one shift brings the bits of four consecutive columns to the same place of their four
+// bytes. The upper nibbles belong to the odd ones of the eight groups of four columns, so that the eighth signs of all
+// 8 columns, which need no bit, are one nibble. The place of a bit is a number of five bits of which two pairs change
+// sides.
 template <class W>
 LK_FN W bits_by_byte(W word) {
-  word = exchange(word, 0x0a0a0a0au, 3);
-  word = exchange(word, 0x0000f0f0u, 12);
-  word = exchange(word, 0x0000ccccu, 14);
-  return exchange(word, 0x00cc00ccu, 6);
+  return exchange(exchange(word, 0x00aa00aau, 7), 0x0000ccccu, 14);
 }
 
-template <class W>
-LK_FN W bits_by_column(W word) {
-  word = exchange(word, 0x00cc00ccu, 6);
-  word = exchange(word, 0x0000ccccu, 14);
-  word = exchange(word, 0x0000f0f0u, 12);
-  return exchange(word, 0x0a0a0a0au, 3);
-}
-
-// Four sign codes of seven bits in bits 0..27, four more bits above: bit 28 + i takes the place of the eighth sign of
-// code i.
+// Four sign codes of seven bits in bits 0 .. 27, and four more bits, which take the places of the eighth signs: bits
+// 28 .. 31.
 template <class W>
 LK_FN W signs_and_extra(W word) {
   const W sevens = (word & 0x7fu) | ((word << 1) & 0x7f00u) | ((word << 2) & 0x7f0000u) | ((word << 3) & 0x7f000000u);
-  const W extra = ((word >> 21) & 0x80u) | ((word >> 14) & 0x8000u) | ((word >> 7) & 0x800000u) | (word & 0x80000000u);
-  return bits_by_byte(sevens | extra);
+  return bits_by_byte(sevens) | (word & 0xf0000000u);
 }
 
 template <class W>
 LK_FN W sevens_and_extra(W stored) {
-  const W word = bits_by_column(stored);
+  const W word = bits_by_byte(stored);
   const W sevens = (word & 0x7fu) | ((word & 0x7f00u) >> 1) | ((word & 0x7f0000u) >> 2) | ((word & 0x7f000000u) >> 3);
-  const W extra = ((word & 0x80u) << 21) | ((word & 0x8000u) << 14) | ((word & 0x800000u) << 7) | (word & 0x80000000u);
-  return sevens | extra;
+  return sevens | (stored & 0xf0000000u);
 }
 
 }  // namespace lutkern

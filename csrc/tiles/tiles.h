@@ -50,7 +50,7 @@ struct BitWords {
   }
   template <class W>
   static inline void natural(W* words) {
-    for (int u = kFirst; u < kEnd; ++u) words[u] = bits_by_column(words[u]);
+    stored(words);
   }
 };
 template <>
@@ -183,7 +183,7 @@ struct Iq2XsWords {
   static inline void natural(W* words) {
     W out[16];
     for (int g = 0; g < 8; ++g) {
-      const W signs = bits_by_column(words[8 + g]);
+      const W signs = bits_by_byte(words[8 + g]);
       const W ninth_and_sevens = ((signs & 0x7f7f7f7fu) << 1) | ((signs >> 7) & 0x01010101u);
       for (int k = 0; k < 2; ++k) out[2 * g + k] = spread(words[g], k) | (spread(ninth_and_sevens, k) << 8);
     }

@@ -47,11 +47,13 @@ void check_bits() {
   for (int i = 0; i < 1000; ++i) {
     const uint32_t word = i < 32 ? 1u << i : random_word();
     uint32_t columns = 0;
-    for (int v = 0; v < 8; ++v) {
-      for (int j = 0; j < 4; ++j) columns |= bit(word, 4 * v + j) << (8 * j + v);
+    for (int k = 0; k < 4; ++k) {
+      for (int odd = 0; odd < 2; ++odd) {
+        for (int j = 0; j < 4; ++j) columns |= bit(word, 8 * k + 4 * odd + j) << (8 * j + 4 * odd + k);
+      }
     }
     if (bits_by_byte(word) != columns) fail("bits_by_byte of %08x", word);
-    if (bits_by_column(columns) != word) fail("bits_by_column of %08x", columns);
+    if (bits_by_byte(columns) != word) fail("bits_by_byte of %08x", columns);
 
     uint32_t signs = 0;
     for (int k = 0; k < 4; ++k) {
@@ -94,7 +96,7 @@ void check_words() {
     for (int i = 0; i < 32; ++i) {
       const uint32_t word = bytes[2 * i] | static_cast<uint32_t>(bytes[2 * i + 1]) << 8;
       if (((words[i / 4] >> (8 * (i % 4))) & 255u) != (word & 255u)) fail("iq2_xs: index %d", i);
-      const uint32_t signs = bits_by_column(words[8 + i / 4]) >> (8 * (i % 4));
+      const uint32_t signs = bits_by_byte(words[8 + i / 4]) >> (8 * (i % 4));
       if ((signs & 127u) != word >> 9 || bit(signs, 7) != bit(word, 8)) fail("iq2_xs: signs %d", i);
     }
   }
