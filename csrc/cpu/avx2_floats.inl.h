@@ -40,7 +40,9 @@ static inline void unpack(const Block* block, Unpacked& u) {
   } else {
     using P = Plain<Block>;
     P unit(block);
-    if constexpr (P::kScales == 8) {
+    if constexpr (P::kScales == 1) {
+      for (int g = 0; g < 16; g += 8) _mm256_store_ps(u.scale + g, _mm256_set1_ps(unit.factor()));
+    } else if constexpr (P::kScales == 8) {
       store_twice(u.scale, unit.scales());
       if constexpr (P::kMinimum) store_twice(u.offset, unit.offsets());
     } else {

@@ -4,7 +4,8 @@
 //   code(g)       the codes of its columns 32 g .. 32 g + 31, to be taken in the order g = 0 .. 7
 //   kCodes        kUnsigned: weights are code - kLift, 0 <= code <= 63;  kSigned: the code is the weight;
 //                 kTernary: the sign of the code is the weight
-//   kScales       8: scales() are floats, one for 32 columns, and with kMinimum offsets() are the like
+//   kScales       1: one float for all columns, factor()
+//                 8: scales() are floats, one for 32 columns, and with kMinimum offsets() are the like
 //                 16: the scale of 16 columns is factor() times an integer, scales(); with kMinimum the offset is
 //                 minimum_factor() times an integer, minima()
 
@@ -61,7 +62,7 @@ static inline __m256 times(float factor, __m256 v) { return _mm256_mul_ps(_mm256
 
 // The fp16 at the beginning of eight blocks
 template <class Block>
-static inline __m256 halves8(const Block* b) {
+[[gnu::always_inline]] static inline __m256 halves8(const Block* b) {
   const auto half = [b](int i) { return static_cast<short>(load_u16(b[i].d)); };
   return _mm256_cvtph_ps(
       _mm_setr_epi16(half(0), half(1), half(2), half(3), half(4), half(5), half(6), half(7)));
@@ -73,8 +74,12 @@ struct TwoHalves {
   __m256 second;
 };
 template <class Block>
-static inline TwoHalves two_halves8(const Block* b) {
-  const auto both = [b](int i) { return static_cast<int>(load_u32(b[i].d)); };
+[[gnu::always_inline]] static inline TwoHalves two_halves8(const Block* b) {
+  const auto both = [b](int i) {
+    int32_t word = 0;
+    __builtin_memcpy(&word, b + i, sizeof(word));
+    return word;
+  };
   const __m256i words = _mm256_setr_epi32(both(0), both(1), both(2), both(3), both(4), both(5), both(6), both(7));
   const __m256i low = _mm256_and_si256(words, _mm256_set1_epi32(0xffff));
   const __m256i apart = _mm256_packus_epi32(low, _mm256_srli_epi32(words, 16));
@@ -85,62 +90,69 @@ static inline TwoHalves two_halves8(const Block* b) {
 template <>
 struct Plain<Q80> : PlainTraits<8, kSigned, 0, false> {
   const Q80* b;
+  Plain() = default;
   explicit Plain(const Q80* unit) : b(unit) {}
-  inline __m256i code(int g) { return load_i8x32(b[g].code); }
-  inline __m256 scales() const { return halves8(b); }
+  [[gnu::always_inline]] inline __m256i code(int g) { return load_i8x32(b[g].code); }
+  [[gnu::always_inline]] inline __m256 scales() const { return halves8(b); }
 };
 
 template <>
 struct Plain<Q40> : PlainTraits<8, kUnsigned, 8, false> {
   const Q40* b;
+  Plain() = default;
   explicit Plain(const Q40* unit) : b(unit) {}
-  inline __m256i code(int g) { return nibbles32(b[g].code); }
-  inline __m256 scales() const { return halves8(b); }
+  [[gnu::always_inline]] inline __m256i code(int g) { return nibbles32(b[g].code); }
+  [[gnu::always_inline]] inline __m256 scales() const { return halves8(b); }
 };
 
 template <>
 struct Plain<Q41> : PlainTraits<8, kUnsigned, 0, true> {
   const Q41* b;
   TwoHalves halves;
+  Plain() = default;
   explicit Plain(const Q41* unit) : b(unit), halves(two_halves8(unit)) {}
-  inline __m256i code(int g) { return nibbles32(b[g].code); }
-  inline __m256 scales() const { return halves.first; }
-  inline __m256 offsets() const { return halves.second; }
+  [[gnu::always_inline]] inline __m256i code(int g) { return nibbles32(b[g].code); }
+  [[gnu::always_inline]] inline __m256 scales() const { return halves.first; }
+  [[gnu::always_inline]] inline __m256 offsets() const { return halves.second; }
 };
 
 template <>
 struct Plain<Q50> : PlainTraits<8, kUnsigned, 16, false> {
   const Q50* b;
+  Plain() = default;
   explicit Plain(const Q50* unit) : b(unit) {}
-  inline __m256i code(int g) { return _mm256_or_si256(nibbles32(b[g].code), fifth_bits(b[g].high)); }
-  inline __m256 scales() const { return halves8(b); }
+  [[gnu::always_inline]] inline __m256i code(int g) { return _mm256_or_si256(nibbles32(b[g].code), fifth_bits(b[g].high)); }
+  [[gnu::always_inline]] inline __m256 scales() const { return halves8(b); }
 };
 
 template <>
 struct Plain<Q51> : PlainTraits<8, kUnsigned, 0, true> {
   const Q51* b;
   TwoHalves halves;
+  Plain() = default;
   explicit Plain(const Q51* unit) : b(unit), halves(two_halves8(unit)) {}
-  inline __m256i code(int g) { return _mm256_or_si256(nibbles32(b[g].code), fifth_bits(b[g].high)); }
-  inline __m256 scales() const { return halves.first; }
-  inline __m256 offsets() const { return halves.second; }
+  [[gnu::always_inline]] inline __m256i code(int g) { return _mm256_or_si256(nibbles32(b[g].code), fifth_bits(b[g].high)); }
+  [[gnu::always_inline]] inline __m256 scales() const { return halves.first; }
+  [[gnu::always_inline]] inline __m256 offsets() const { return halves.second; }
 };
 
 template <>
 struct Plain<Iq4Nl> : PlainTraits<8, kSigned, 0, false> {
   const Iq4Nl* b;
+  Plain() = default;
   explicit Plain(const Iq4Nl* unit) : b(unit) {}
-  inline __m256i code(int g) { return lookup(kIq4Values, nibbles32(b[g].code)); }
-  inline __m256 scales() const { return halves8(b); }
+  [[gnu::always_inline]] inline __m256i code(int g) { return lookup(kIq4Values, nibbles32(b[g].code)); }
+  [[gnu::always_inline]] inline __m256 scales() const { return halves8(b); }
 };
 
 template <>
 struct Plain<Mxfp4> : PlainTraits<8, kSigned, 0, false> {
   const Mxfp4* b;
+  Plain() = default;
   explicit Plain(const Mxfp4* unit) : b(unit) {}
-  inline __m256i code(int g) { return lookup(kMxfp4Values, nibbles32(b[g].code)); }
+  [[gnu::always_inline]] inline __m256i code(int g) { return lookup(kMxfp4Values, nibbles32(b[g].code)); }
   // 2^(e - 128): exponent e - 1 where that is above zero, else one of two subnormal numbers
-  inline __m256 scales() const {
+  [[gnu::always_inline]] inline __m256 scales() const {
     const __m256i e = _mm256_setr_epi32(b[0].e, b[1].e, b[2].e, b[3].e, b[4].e, b[5].e, b[6].e, b[7].e);
     const __m256i normal = _mm256_slli_epi32(_mm256_sub_epi32(e, _mm256_set1_epi32(1)), 23);
     const __m256i small = _mm256_sllv_epi32(_mm256_set1_epi32(0x00200000), e);
@@ -149,12 +161,13 @@ struct Plain<Mxfp4> : PlainTraits<8, kSigned, 0, false> {
   }
 };
 
-// ---- blocks of 256, scales of 32 columns ----
+// ---- blocks of 256, one scale or scales of 32 columns ----
 
 template <>
-struct Plain<Tq10> : PlainTraits<8, kTernary, 0, false> {
+struct Plain<Tq10> : PlainTraits<1, kTernary, 0, false> {
   const Tq10* b;
   __m256i fraction;
+  Plain() = default;
   explicit Plain(const Tq10* unit) : b(unit), fraction(load_i8x32(unit->digits)) {}
 
   static inline __m256i tripled(__m256i v) { return _mm256_add_epi8(_mm256_add_epi8(v, v), v); }
@@ -170,7 +183,7 @@ struct Plain<Tq10> : PlainTraits<8, kTernary, 0, false> {
     const __m256i product = _mm256_and_si256(_mm256_mullo_epi16(four, power), _mm256_set1_epi16(255));
     return _mm_packus_epi16(low_lane(product), high_lane(product));
   }
-  inline __m256i code(int g) {
+  [[gnu::always_inline]] inline __m256i code(int g) {
     if (g == 5) {
       const __m256i sixteen = both_lanes(load_u8x16(b->digits + 32));
       fraction = _mm256_blend_epi32(sixteen, tripled(sixteen), 0xf0);
@@ -183,20 +196,21 @@ struct Plain<Tq10> : PlainTraits<8, kTernary, 0, false> {
     }
     return digit(fraction);
   }
-  inline __m256 scales() const { return _mm256_set1_ps(half_of(b->d)); }
+  [[gnu::always_inline]] inline float factor() const { return half_of(b->d); }
 };
 
 template <>
-struct Plain<Tq20> : PlainTraits<8, kUnsigned, 1, false> {
+struct Plain<Tq20> : PlainTraits<1, kUnsigned, 1, false> {
   const Tq20* b;
+  Plain() = default;
   explicit Plain(const Tq20* unit) : b(unit) {}
-  inline __m256i code(int g) { return bits_of(load_i8x32(b->code + 32 * (g / 4)), 2 * (g % 4), 3); }
-  inline __m256 scales() const { return _mm256_set1_ps(half_of(b->d)); }
+  [[gnu::always_inline]] inline __m256i code(int g) { return bits_of(load_i8x32(b->code + 32 * (g / 4)), 2 * (g % 4), 3); }
+  [[gnu::always_inline]] inline float factor() const { return half_of(b->d); }
 };
 
 // The scales of Q4_K and Q5_K in bytes 0 .. 7, the offsets in bytes 8 .. 15. The block begins with d and dmin.
 template <class Block>
-static inline __m128i scales_offsets6(const Block& b) {
+[[gnu::always_inline]] static inline __m128i scales_offsets6(const Block& b) {
   static_assert(offsetof(Block, scale) == 4, "one load takes d, dmin and the scales");
   const __m128i all = load_u8x16(&b);
   const __m128i first = _mm_and_si128(all, _mm_set1_epi8(63));
@@ -211,21 +225,22 @@ template <class Block>
 struct SixBitPlain : PlainTraits<8, kUnsigned, 0, true> {
   const Block* b;
   __m128i sixes;
+  SixBitPlain() = default;
   explicit SixBitPlain(const Block* unit) : b(unit), sixes(scales_offsets6(*unit)) {}
-  inline __m256 scales() const { return times(half_of(b->d), floats_of_bytes(sixes)); }
-  inline __m256 offsets() const { return times(-half_of(b->dmin), floats_of_bytes(_mm_srli_si128(sixes, 8))); }
+  [[gnu::always_inline]] inline __m256 scales() const { return times(half_of(b->d), floats_of_bytes(sixes)); }
+  [[gnu::always_inline]] inline __m256 offsets() const { return times(-half_of(b->dmin), floats_of_bytes(_mm_srli_si128(sixes, 8))); }
 };
 
 template <>
 struct Plain<Q4K> : SixBitPlain<Q4K> {
   using SixBitPlain::SixBitPlain;
-  inline __m256i code(int g) { return bits_of(load_i8x32(b->code + 32 * (g / 2)), 4 * (g % 2), 15); }
+  [[gnu::always_inline]] inline __m256i code(int g) { return bits_of(load_i8x32(b->code + 32 * (g / 2)), 4 * (g % 2), 15); }
 };
 
 template <>
 struct Plain<Q5K> : SixBitPlain<Q5K> {
   using SixBitPlain::SixBitPlain;
-  inline __m256i code(int g) {
+  [[gnu::always_inline]] inline __m256i code(int g) {
     const __m256i low = bits_of(load_i8x32(b->code + 32 * (g / 2)), 4 * (g % 2), 15);
     return _mm256_or_si256(low, bit_to(load_i8x32(b->high), g, 4));
   }
@@ -234,9 +249,10 @@ struct Plain<Q5K> : SixBitPlain<Q5K> {
 template <>
 struct Plain<Iq4Xs> : PlainTraits<8, kSigned, 0, false> {
   const Iq4Xs* b;
+  Plain() = default;
   explicit Plain(const Iq4Xs* unit) : b(unit) {}
-  inline __m256i code(int g) { return lookup(kIq4Values, nibbles32(b->code[g])); }
-  inline __m256 scales() const {
+  [[gnu::always_inline]] inline __m256i code(int g) { return lookup(kIq4Values, nibbles32(b->code[g])); }
+  [[gnu::always_inline]] inline __m256 scales() const {
     const __m256i shift = _mm256_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28);
     const __m256i low = _mm256_srlv_epi32(_mm256_set1_epi32(static_cast<int>(load_u32(b->low))), shift);
     const __m256i high =
@@ -252,39 +268,42 @@ struct Plain<Iq4Xs> : PlainTraits<8, kSigned, 0, false> {
 template <>
 struct Plain<Q2K> : PlainTraits<16, kUnsigned, 0, true> {
   const Q2K* b;
+  Plain() = default;
   explicit Plain(const Q2K* unit) : b(unit) {}
-  inline __m256i code(int g) { return bits_of(load_i8x32(b->code + 32 * (g / 4)), 2 * (g % 4), 3); }
-  inline __m128i scales() const { return _mm_and_si128(load_u8x16(b->scale), _mm_set1_epi8(15)); }
-  inline __m128i minima() const {
+  [[gnu::always_inline]] inline __m256i code(int g) { return bits_of(load_i8x32(b->code + 32 * (g / 4)), 2 * (g % 4), 3); }
+  [[gnu::always_inline]] inline __m128i scales() const { return _mm_and_si128(load_u8x16(b->scale), _mm_set1_epi8(15)); }
+  [[gnu::always_inline]] inline __m128i minima() const {
     return _mm_and_si128(_mm_srli_epi16(load_u8x16(b->scale), 4), _mm_set1_epi8(15));
   }
-  inline float factor() const { return half_of(b->d); }
-  inline float minimum_factor() const { return -half_of(b->dmin); }
+  [[gnu::always_inline]] inline float factor() const { return half_of(b->d); }
+  [[gnu::always_inline]] inline float minimum_factor() const { return -half_of(b->dmin); }
 };
 
 template <>
 struct Plain<Q3K> : PlainTraits<16, kUnsigned, 4, false> {
   const Q3K* b;
+  Plain() = default;
   explicit Plain(const Q3K* unit) : b(unit) {}
-  inline __m256i code(int g) {
+  [[gnu::always_inline]] inline __m256i code(int g) {
     const __m256i low = bits_of(load_i8x32(b->code + 32 * (g / 4)), 2 * (g % 4), 3);
     return _mm256_or_si256(low, bit_to(load_i8x32(b->high), g, 2));
   }
-  inline __m128i scales() const {
+  [[gnu::always_inline]] inline __m128i scales() const {
     const __m128i low = load_u8x8(b->scale);
     const __m128i nibbles = _mm_unpacklo_epi64(low, _mm_srli_epi16(low, 4));
     const __m128i pairs = _mm_srlv_epi32(_mm_set1_epi32(static_cast<int>(load_u32(b->scale + 8))), _mm_setr_epi32(0, 2, 4, 6));
     const __m128i high = _mm_and_si128(_mm_slli_epi16(pairs, 4), _mm_set1_epi8(0x30));
     return _mm_sub_epi8(_mm_or_si128(_mm_and_si128(nibbles, _mm_set1_epi8(15)), high), _mm_set1_epi8(32));
   }
-  inline float factor() const { return half_of(b->d); }
+  [[gnu::always_inline]] inline float factor() const { return half_of(b->d); }
 };
 
 template <>
 struct Plain<Q6K> : PlainTraits<16, kUnsigned, 32, false> {
   const Q6K* b;
+  Plain() = default;
   explicit Plain(const Q6K* unit) : b(unit) {}
-  inline __m256i code(int g) {
+  [[gnu::always_inline]] inline __m256i code(int g) {
     const int half = g / 4;
     const __m256i low = bits_of(load_i8x32(b->low + 64 * half + 32 * (g % 2)), g % 4 / 2 * 4, 15);
     const __m256i high = load_i8x32(b->high + 32 * half);
@@ -292,6 +311,6 @@ struct Plain<Q6K> : PlainTraits<16, kUnsigned, 32, false> {
     const __m256i moved = shift > 4 ? _mm256_srli_epi16(high, shift - 4) : _mm256_slli_epi16(high, 4 - shift);
     return _mm256_or_si256(low, _mm256_and_si256(moved, _mm256_set1_epi8(0x30)));
   }
-  inline __m128i scales() const { return load_u8x16(b->scale); }
-  inline float factor() const { return half_of(b->d); }
+  [[gnu::always_inline]] inline __m128i scales() const { return load_u8x16(b->scale); }
+  [[gnu::always_inline]] inline float factor() const { return half_of(b->d); }
 };

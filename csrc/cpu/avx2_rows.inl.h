@@ -29,6 +29,7 @@ static inline __m256i magnitude_of(__m256i code) {
 struct SixteenScales {
   __m256i in_order;
   __m256i split;
+  SixteenScales() = default;
   explicit SixteenScales(__m128i s_i8x16)
       : in_order(_mm256_cvtepi8_epi16(s_i8x16)),
         split(_mm256_cvtepi8_epi16(
@@ -38,76 +39,104 @@ struct SixteenScales {
   }
 };
 
-// acc[t] += unit . token t
-template <class Block, int kT>
-static inline void dot_unit8(const Block* block, const Columns* x, __m256* acc_f32x8) {
-  using P = Plain<Block>;
-  P unit(block);
-  const __m256 scales = unit.scales();
-  alignas(32) float factor[kT][8];
-  __m256i lift[kT];
-  for (int t = 0; t < kT; ++t) {
-    const __m256 x_scale = _mm256_loadu_ps(x[t].scale);
-    _mm256_store_ps(factor[t], _mm256_mul_ps(scales, x_scale));
-    const __m256i sums = load_i8x32(x[t].sum16);
-    if (P::kLift) lift[t] = _mm256_madd_epi16(sums, _mm256_set1_epi16(P::kLift));
-    if constexpr (P::kMinimum) {
-      const __m256 sums_f32x8 = _mm256_cvtepi32_ps(_mm256_madd_epi16(sums, _mm256_set1_epi16(1)));
-      acc_f32x8[t] = _mm256_fmadd_ps(sums_f32x8, _mm256_mul_ps(unit.offsets(), x_scale), acc_f32x8[t]);
-    }
-  }
-#pragma GCC unroll 8
-  for (int g = 0; g < 8; ++g) {
-    const __m256i code = unit.code(g);
-    const __m256i magnitude = magnitude_of<P::kCodes>(code);
-    for (int t = 0; t < kT; ++t) {
-      const __m256i pairs = pairs_i16x16<P::kCodes>(code, magnitude, load_i8x32(x[t].q + 32 * g));
-      __m256i sums = _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
-      if (P::kLift) sums = _mm256_sub_epi32(sums, _mm256_and_si256(lift[t], load_i8x32(kLane[g])));
-      acc_f32x8[t] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sums), _mm256_broadcast_ss(factor[t] + g), acc_f32x8[t]);
-    }
-  }
-}
+// One row of a unit: what its sums of 32 columns are multiplied with, as integers and as floats
+template <class Block, int kT, int kScales = Plain<Block>::kScales>
+struct Scaling {
+  float factor;
+  Scaling() = default;
+  [[gnu::always_inline]] explicit Scaling(Plain<Block>& unit, const Columns*) : factor(unit.factor()) {}
+  inline __m256i integers(int) const { return _mm256_set1_epi16(1); }
+  inline __m256 floats(const Columns* x, int t, int g) const { return _mm256_broadcast_ss(x[t].scale + g); }
+  inline __m256i lifts(int lift) const { return _mm256_set1_epi16(static_cast<short>(lift)); }
+};
 
 template <class Block, int kT>
-static inline void dot_unit16(const Block* block, const Columns* x, __m256* acc_f32x8) {
-  using P = Plain<Block>;
-  P unit(block);
-  const SixteenScales scales(unit.scales());
-  __m256i lift[kT];
-  __m256 sum_f32x8[kT];
-  for (int t = 0; t < kT; ++t) {
-    sum_f32x8[t] = _mm256_setzero_ps();
-    const __m256i sums = load_i8x32(x[t].sum16);
-    if (P::kLift) lift[t] = _mm256_madd_epi16(sums, _mm256_mullo_epi16(scales.in_order, _mm256_set1_epi16(P::kLift)));
-    if constexpr (P::kMinimum) {
-      const __m256 minima = _mm256_cvtepi32_ps(_mm256_madd_epi16(sums, _mm256_cvtepi8_epi16(unit.minima())));
-      acc_f32x8[t] = _mm256_fmadd_ps(_mm256_mul_ps(minima, _mm256_loadu_ps(x[t].scale)),
-                                     _mm256_set1_ps(unit.minimum_factor()), acc_f32x8[t]);
-    }
+struct Scaling<Block, kT, 8> {
+  static constexpr float factor = 1.0f;
+  alignas(32) float product[kT][8];
+  Scaling() = default;
+  [[gnu::always_inline]] explicit Scaling(Plain<Block>& unit, const Columns* x) {
+    const __m256 scales = unit.scales();
+    for (int t = 0; t < kT; ++t) _mm256_store_ps(product[t], _mm256_mul_ps(scales, _mm256_loadu_ps(x[t].scale)));
   }
-#pragma GCC unroll 8
-  for (int g = 0; g < 8; ++g) {
-    const __m256i code = unit.code(g);
-    const __m256i magnitude = magnitude_of<P::kCodes>(code);
-    const __m256i scale = scales.of(g);
-    for (int t = 0; t < kT; ++t) {
-      const __m256i pairs = pairs_i16x16<P::kCodes>(code, magnitude, load_i8x32(x[t].q + 32 * g));
-      __m256i sums = _mm256_madd_epi16(pairs, scale);
-      if (P::kLift) sums = _mm256_sub_epi32(sums, _mm256_and_si256(lift[t], load_i8x32(kLane[g])));
-      sum_f32x8[t] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sums), _mm256_broadcast_ss(x[t].scale + g), sum_f32x8[t]);
-    }
-  }
-  const __m256 factor = _mm256_set1_ps(unit.factor());
-  for (int t = 0; t < kT; ++t) acc_f32x8[t] = _mm256_fmadd_ps(sum_f32x8[t], factor, acc_f32x8[t]);
-}
+  inline __m256i integers(int) const { return _mm256_set1_epi16(1); }
+  inline __m256 floats(const Columns*, int t, int g) const { return _mm256_broadcast_ss(product[t] + g); }
+  inline __m256i lifts(int lift) const { return _mm256_set1_epi16(static_cast<short>(lift)); }
+};
 
 template <class Block, int kT>
-static inline void dot_unit(const Block* block, const Columns* x, __m256* acc_f32x8) {
-  if constexpr (Plain<Block>::kScales == 8) {
-    dot_unit8<Block, kT>(block, x, acc_f32x8);
+struct Scaling<Block, kT, 16> {
+  float factor;
+  SixteenScales scales;
+  Scaling() = default;
+  [[gnu::always_inline]] explicit Scaling(Plain<Block>& unit, const Columns*)
+      : factor(unit.factor()), scales(unit.scales()) {}
+  inline __m256i integers(int g) const { return scales.of(g); }
+  inline __m256 floats(const Columns* x, int t, int g) const { return _mm256_broadcast_ss(x[t].scale + g); }
+  inline __m256i lifts(int lift) const {
+    return _mm256_mullo_epi16(scales.in_order, _mm256_set1_epi16(static_cast<short>(lift)));
+  }
+};
+
+// The offsets of a unit times a token
+template <class Block>
+[[gnu::always_inline]] static inline __m256 dot_offsets(Plain<Block>& unit, const Columns& x) {
+  const __m256i sums = load_i8x32(x.sum16);
+  const __m256 x_scale = _mm256_loadu_ps(x.scale);
+  if constexpr (Plain<Block>::kScales == 16) {
+    const __m256i sums_i32x8 = _mm256_madd_epi16(sums, _mm256_cvtepi8_epi16(unit.minima()));
+    return _mm256_mul_ps(_mm256_cvtepi32_ps(sums_i32x8), times(unit.minimum_factor(), x_scale));
   } else {
-    dot_unit16<Block, kT>(block, x, acc_f32x8);
+    const __m256i sums_i32x8 = _mm256_madd_epi16(sums, _mm256_set1_epi16(1));
+    return _mm256_mul_ps(_mm256_cvtepi32_ps(sums_i32x8), _mm256_mul_ps(unit.offsets(), x_scale));
+  }
+}
+
+// acc[r * kT + t] += unit of row r . token t
+template <class Block, int kR, int kT>
+[[gnu::always_inline]] static inline void dot_unit(const Block* const* block, const Columns* x, __m256* acc_f32x8) {
+  using P = Plain<Block>;
+  // A lift of 1 keeps its precision as a float: codes are not much larger than weights.
+  constexpr bool kIntegerLift = P::kLift > 1;
+  P unit[kR];
+  Scaling<Block, kT> scaling[kR];
+  __m256i lift[kR][kT];
+  __m256 sum_f32x8[kR][kT];
+  for (int r = 0; r < kR; ++r) {
+    unit[r] = P(block[r]);
+    scaling[r] = Scaling<Block, kT>(unit[r], x);
+    for (int t = 0; t < kT; ++t) {
+      sum_f32x8[r][t] = _mm256_setzero_ps();
+      if (P::kLift) lift[r][t] = _mm256_madd_epi16(load_i8x32(x[t].sum16), scaling[r].lifts(P::kLift));
+      if (P::kLift && !kIntegerLift) {
+        const __m256 lift_f32x8 = _mm256_cvtepi32_ps(lift[r][t]);
+        sum_f32x8[r][t] = _mm256_fnmadd_ps(lift_f32x8, _mm256_loadu_ps(x[t].scale), sum_f32x8[r][t]);
+      }
+      if constexpr (P::kMinimum) {
+        acc_f32x8[r * kT + t] = _mm256_add_ps(acc_f32x8[r * kT + t], dot_offsets(unit[r], x[t]));
+      }
+    }
+  }
+#pragma GCC unroll 8
+  for (int g = 0; g < 8; ++g) {
+    for (int r = 0; r < kR; ++r) {
+      const __m256i code = unit[r].code(g);
+      const __m256i magnitude = magnitude_of<P::kCodes>(code);
+      const __m256i integers = scaling[r].integers(g);
+      for (int t = 0; t < kT; ++t) {
+        const __m256i pairs = pairs_i16x16<P::kCodes>(code, magnitude, load_i8x32(x[t].q + 32 * g));
+        __m256i sums = _mm256_madd_epi16(pairs, integers);
+        if (kIntegerLift) sums = _mm256_sub_epi32(sums, _mm256_and_si256(lift[r][t], load_i8x32(kLane[g])));
+        sum_f32x8[r][t] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sums), scaling[r].floats(x, t, g), sum_f32x8[r][t]);
+      }
+    }
+  }
+  for (int r = 0; r < kR; ++r) {
+    for (int t = 0; t < kT; ++t) {
+      __m256& acc = acc_f32x8[r * kT + t];
+      acc = P::kScales == 8 ? _mm256_add_ps(acc, sum_f32x8[r][t])
+                            : _mm256_fmadd_ps(sum_f32x8[r][t], _mm256_set1_ps(scaling[r].factor), acc);
+    }
   }
 }
 
@@ -121,44 +150,63 @@ struct Rest {
   }
 };
 
-template <class Block, int kT>
-static inline void dot_plain_row(const Block* block, int64_t cols, const Columns* x, __m256* acc_f32x8) {
+// kR rows, block[r] being the first one of row r
+template <class Block, int kR, int kT>
+static inline void dot_plain_rows(const Block** block, int64_t cols, const Columns* x, __m256* acc_f32x8) {
   constexpr int64_t kBlocks = 256 / Block::kBlockSize;
   Columns here[kT];
-  for (int64_t column = 0; column < cols; column += 256) {
-    for (int t = 0; t < kT; ++t) here[t] = x[t].from(column);
-    const Block* unit = block + column / Block::kBlockSize;
-    if (kBlocks == 1 || cols - column >= 256) {
-      dot_unit<Block, kT>(unit, here, acc_f32x8);
-    } else {
-      const Rest<Block> rest(unit, (cols - column) / Block::kBlockSize);
-      dot_unit<Block, kT>(rest.block, here, acc_f32x8);
+  for (int t = 0; t < kT; ++t) here[t] = x[t];
+  for (; cols >= 256; cols -= 256) {
+    dot_unit<Block, kR, kT>(block, here, acc_f32x8);
+    for (int r = 0; r < kR; ++r) block[r] += kBlocks;
+    for (int t = 0; t < kT; ++t) here[t] = here[t].from(256);
+  }
+  if (kBlocks > 1 && cols > 0) {
+    for (int r = 0; r < kR; ++r) {
+      const Rest<Block> rest(block[r], cols / Block::kBlockSize);
+      const Block* unit = rest.block;
+      dot_unit<Block, 1, kT>(&unit, here, acc_f32x8 + r * kT);
     }
   }
 }
 
 // out[t * out_stride + r] = row r times token[t]
+template <class Block, int kR, int kT>
+static inline void rows_times(const uint8_t* data, int64_t row_bytes, int64_t cols, const Columns* columns, float* out,
+                              int64_t out_stride) {
+  const Block* block[kR];
+  for (int r = 0; r < kR; ++r) block[r] = reinterpret_cast<const Block*>(data + r * row_bytes);
+  __m256 acc_f32x8[kR * kT];
+  for (int i = 0; i < kR * kT; ++i) acc_f32x8[i] = _mm256_setzero_ps();
+  if constexpr (IsCodebook<Block>::kExists) {
+    dot_codebook_row<Block, kT>(block[0], cols, columns, acc_f32x8);
+  } else {
+    dot_plain_rows<Block, kR, kT>(block, cols, columns, acc_f32x8);
+  }
+  for (int r = 0; r < kR; ++r) {
+    for (int t = 0; t < kT; ++t) out[t * out_stride + r] = sum_of_lanes(acc_f32x8[r * kT + t]);
+  }
+}
+
 template <class Block, int kT>
-static void rows_times(const Rows& rows, const Activations& x, const int32_t* token, float* out, int64_t out_stride) {
+static void all_rows_times(const Rows& rows, const Activations& x, const int32_t* token, float* out,
+                           int64_t out_stride) {
+  constexpr int kR = kT == 1 && !IsCodebook<Block>::kExists ? 2 : 1;
   Columns columns[kT];
   for (int t = 0; t < kT; ++t) columns[t] = Columns{x.q, x.scale, x.sum, x.sum16}.from(token[t] * x.token_stride);
-  for (int64_t r = 0; r < rows.n_rows; ++r) {
-    const Block* block = reinterpret_cast<const Block*>(rows.data + r * rows.row_bytes);
-    __m256 acc_f32x8[kT];
-    for (int t = 0; t < kT; ++t) acc_f32x8[t] = _mm256_setzero_ps();
-    if constexpr (IsCodebook<Block>::kExists) {
-      dot_codebook_row<Block, kT>(block, rows.cols, columns, acc_f32x8);
-    } else {
-      dot_plain_row<Block, kT>(block, rows.cols, columns, acc_f32x8);
-    }
-    for (int t = 0; t < kT; ++t) out[t * out_stride + r] = sum_of_lanes(acc_f32x8[t]);
+  int64_t r = 0;
+  for (; r + kR <= rows.n_rows; r += kR) {
+    rows_times<Block, kR, kT>(rows.data + r * rows.row_bytes, rows.row_bytes, rows.cols, columns, out + r, out_stride);
+  }
+  if (kR > 1 && r < rows.n_rows) {
+    rows_times<Block, 1, kT>(rows.data + r * rows.row_bytes, rows.row_bytes, rows.cols, columns, out + r, out_stride);
   }
 }
 
 template <class Block>
 static void gemv(const Rows& rows, const Activations& x, float* out) {
   const int32_t token = 0;
-  rows_times<Block, 1>(rows, x, &token, out, 0);
+  all_rows_times<Block, 1>(rows, x, &token, out, 0);
 }
 
 // Three tokens at a time, and no token alone if that can be.
@@ -169,9 +217,9 @@ static void gemm(const Rows& rows, const Activations& x, const int32_t* token, i
     const int64_t left = n_tokens - i;
     const int64_t now = left == 1 ? 1 : left == 2 || left == 4 ? 2 : 3;
     float* y = out + i * out_stride;
-    if (now == 1) rows_times<Block, 1>(rows, x, token + i, y, out_stride);
-    if (now == 2) rows_times<Block, 2>(rows, x, token + i, y, out_stride);
-    if (now == 3) rows_times<Block, 3>(rows, x, token + i, y, out_stride);
+    if (now == 1) all_rows_times<Block, 1>(rows, x, token + i, y, out_stride);
+    if (now == 2) all_rows_times<Block, 2>(rows, x, token + i, y, out_stride);
+    if (now == 3) all_rows_times<Block, 3>(rows, x, token + i, y, out_stride);
     i += now;
   }
 }
