@@ -44,16 +44,18 @@ static inline void unpack(const Block* block, Unpacked& u) {
       for (int g = 0; g < 16; g += 8) _mm256_store_ps(u.scale + g, _mm256_set1_ps(unit.factor()));
     } else if constexpr (P::kScales == 8) {
       store_twice(u.scale, unit.scales());
-      if constexpr (P::kMinimum) store_twice(u.offset, unit.offsets());
     } else {
       store_scaled(u.scale, _mm256_cvtepi8_epi16(unit.scales()), unit.factor());
-      if constexpr (P::kMinimum) store_scaled(u.offset, _mm256_cvtepi8_epi16(unit.minima()), unit.minimum_factor());
+    }
+    if constexpr (P::kMinimum && Block::kBlockSize == 256) {
+      store_scaled(u.offset, unit.minima(), unit.minimum_factor());
+    } else if constexpr (P::kMinimum) {
+      store_twice(u.offset, unit.offsets());
     }
 #pragma GCC unroll 8
     for (int g = 0; g < 8; ++g) {
-      __m256i code = unit.code(g);
+      __m256i code = _mm256_srli_epi16(unit.code(g), P::shift(g));
       if (P::kLift) code = _mm256_sub_epi8(code, _mm256_set1_epi8(P::kLift));
-      if (P::kCodes == kTernary) code = _mm256_sign_epi8(_mm256_set1_epi8(1), code);
       _mm256_store_si256(reinterpret_cast<__m256i*>(u.q + 32 * g), code);
     }
   }

@@ -2,14 +2,16 @@
 // anonymous namespace, after its words. A unit is 256 columns: one block, or eight blocks of 32. Plain<Block> of a unit:
 //
 //   code(g)       the codes of its columns 32 g .. 32 g + 31, to be taken in the order g = 0 .. 7
-//   kCodes        kUnsigned: weights are code - kLift, 0 <= code <= 63;  kSigned: the code is the weight;
-//                 kTernary: the sign of the code is the weight
+//   kCodes        kUnsigned: weights are code - kLift, code(g) is 2^shift(g) times the code and at most 128;
+//                 kSigned: code(g) is the weight
+//   kShift        the largest shift(g)
 //   kScales       1: one float for all columns, factor()
-//                 8: scales() are floats, one for 32 columns, and with kMinimum offsets() are the like
-//                 16: the scale of 16 columns is factor() times an integer, scales(); with kMinimum the offset is
-//                 minimum_factor() times an integer, minima()
+//                 8: floats, scales(), one for 32 columns
+//                 16: integers, scales(), one for 16 columns, all times factor()
+//   kMinimum      there are offsets: with blocks of 32 floats, offsets(), one for 32 columns; else 16-bit integers,
+//                 minima(), one for 16 columns, all times minimum_factor()
 
-enum Codes { kUnsigned, kSigned, kTernary };
+enum Codes { kUnsigned, kSigned };
 
 template <int kScalesOfUnit, Codes kCodesOfUnit, int kLiftOfUnit, bool kHasMinimum>
 struct PlainTraits {
@@ -18,6 +20,8 @@ struct PlainTraits {
   static constexpr Codes kCodes = kCodesOfUnit;
   static constexpr int kLift = kLiftOfUnit;
   static constexpr bool kMinimum = kHasMinimum;
+  static constexpr int kShift = 0;
+  static constexpr int shift(int) { return 0; }
 };
 
 template <class Block>
@@ -28,6 +32,9 @@ struct Plain {
 static inline __m256i bits_of(__m256i v, int shift, int mask) {
   return _mm256_and_si256(shift ? _mm256_srli_epi16(v, shift) : v, _mm256_set1_epi8(static_cast<char>(mask)));
 }
+
+// Codes of two bits, four in a byte: those of odd g stay two bits up, which saves their shifts.
+static inline __m256i two_bits_of(__m256i v, int g) { return bits_of(v, g % 4 / 2 * 4, g % 2 ? 12 : 3); }
 
 // Bit `bit` of each byte, moved to bit `to`
 static inline __m256i bit_to(__m256i v, int bit, int to) {
@@ -68,6 +75,18 @@ template <class Block>
       _mm_setr_epi16(half(0), half(1), half(2), half(3), half(4), half(5), half(6), half(7)));
 }
 
+// The first four bytes of four blocks. Insertions from memory: an array of them would be read before it is written.
+template <class Block>
+[[gnu::always_inline]] static inline __m128i words4(const Block* b) {
+  const auto word = [b](int i) {
+    int32_t bytes = 0;
+    __builtin_memcpy(&bytes, b + i, sizeof(bytes));
+    return bytes;
+  };
+  const __m128i two = _mm_insert_epi32(_mm_cvtsi32_si128(word(0)), word(1), 1);
+  return _mm_insert_epi32(_mm_insert_epi32(two, word(2), 2), word(3), 3);
+}
+
 // Scales and offsets of eight blocks, each two fp16 at the beginning of its block
 struct TwoHalves {
   __m256 first;
@@ -75,12 +94,7 @@ struct TwoHalves {
 };
 template <class Block>
 [[gnu::always_inline]] static inline TwoHalves two_halves8(const Block* b) {
-  const auto both = [b](int i) {
-    int32_t word = 0;
-    __builtin_memcpy(&word, b + i, sizeof(word));
-    return word;
-  };
-  const __m256i words = _mm256_setr_epi32(both(0), both(1), both(2), both(3), both(4), both(5), both(6), both(7));
+  const __m256i words = _mm256_set_m128i(words4(b + 4), words4(b));
   const __m256i low = _mm256_and_si256(words, _mm256_set1_epi32(0xffff));
   const __m256i apart = _mm256_packus_epi32(low, _mm256_srli_epi32(words, 16));
   const __m256i in_order = _mm256_permute4x64_epi64(apart, 0xd8);
@@ -153,7 +167,9 @@ struct Plain<Mxfp4> : PlainTraits<8, kSigned, 0, false> {
   [[gnu::always_inline]] inline __m256i code(int g) { return lookup(kMxfp4Values, nibbles32(b[g].code)); }
   // 2^(e - 128): exponent e - 1 where that is above zero, else one of two subnormal numbers
   [[gnu::always_inline]] inline __m256 scales() const {
-    const __m256i e = _mm256_setr_epi32(b[0].e, b[1].e, b[2].e, b[3].e, b[4].e, b[5].e, b[6].e, b[7].e);
+    const auto byte = [this](int i) { return static_cast<char>(b[i].e); };
+    const __m256i e = _mm256_cvtepu8_epi32(_mm_setr_epi8(byte(0), byte(1), byte(2), byte(3), byte(4), byte(5), byte(6),
+                                                         byte(7), 0, 0, 0, 0, 0, 0, 0, 0));
     const __m256i normal = _mm256_slli_epi32(_mm256_sub_epi32(e, _mm256_set1_epi32(1)), 23);
     const __m256i small = _mm256_sllv_epi32(_mm256_set1_epi32(0x00200000), e);
     const __m256i is_normal = _mm256_cmpgt_epi32(e, _mm256_set1_epi32(1));
@@ -164,17 +180,20 @@ struct Plain<Mxfp4> : PlainTraits<8, kSigned, 0, false> {
 // ---- blocks of 256, one scale or scales of 32 columns ----
 
 template <>
-struct Plain<Tq10> : PlainTraits<1, kTernary, 0, false> {
+struct Plain<Tq10> : PlainTraits<1, kUnsigned, 1, false> {
+  static constexpr int kShift = 6;
+  static constexpr int shift(int) { return 6; }
   const Tq10* b;
   __m256i fraction;
   Plain() = default;
   explicit Plain(const Tq10* unit) : b(unit), fraction(load_i8x32(unit->digits)) {}
 
   static inline __m256i tripled(__m256i v) { return _mm256_add_epi8(_mm256_add_epi8(v, v), v); }
-  // The first digit is 2 above 170 and 0 below 86.
+  // The first digit is the two highest bits of floor(3 v / 4) = v - ceil(v / 4).
   static inline __m256i digit(__m256i v) {
-    return _mm256_sub_epi8(_mm256_subs_epu8(v, _mm256_set1_epi8(static_cast<char>(170))),
-                           _mm256_subs_epu8(_mm256_set1_epi8(86), v));
+    const __m256i half = _mm256_avg_epu8(v, _mm256_setzero_si256());
+    const __m256i quarter = _mm256_avg_epu8(half, _mm256_setzero_si256());
+    return _mm256_and_si256(_mm256_sub_epi8(v, quarter), _mm256_set1_epi8(static_cast<char>(0xc0)));
   }
   // The last 16 columns are four bytes times 1, 3, 9 and 27.
   inline __m128i last_four() const {
@@ -201,10 +220,12 @@ struct Plain<Tq10> : PlainTraits<1, kTernary, 0, false> {
 
 template <>
 struct Plain<Tq20> : PlainTraits<1, kUnsigned, 1, false> {
+  static constexpr int kShift = 2;
+  static constexpr int shift(int g) { return 2 * (g % 2); }
   const Tq20* b;
   Plain() = default;
   explicit Plain(const Tq20* unit) : b(unit) {}
-  [[gnu::always_inline]] inline __m256i code(int g) { return bits_of(load_i8x32(b->code + 32 * (g / 4)), 2 * (g % 4), 3); }
+  [[gnu::always_inline]] inline __m256i code(int g) { return two_bits_of(load_i8x32(b->code + 32 * (g / 4)), g); }
   [[gnu::always_inline]] inline float factor() const { return half_of(b->d); }
 };
 
@@ -228,7 +249,11 @@ struct SixBitPlain : PlainTraits<8, kUnsigned, 0, true> {
   SixBitPlain() = default;
   explicit SixBitPlain(const Block* unit) : b(unit), sixes(scales_offsets6(*unit)) {}
   [[gnu::always_inline]] inline __m256 scales() const { return times(half_of(b->d), floats_of_bytes(sixes)); }
-  [[gnu::always_inline]] inline __m256 offsets() const { return times(-half_of(b->dmin), floats_of_bytes(_mm_srli_si128(sixes, 8))); }
+  [[gnu::always_inline]] inline __m256i minima() const {
+    return _mm256_cvtepu8_epi16(
+        _mm_shuffle_epi8(sixes, _mm_setr_epi8(8, 8, 9, 9, 10, 10, 11, 11, 12, 12, 13, 13, 14, 14, 15, 15)));
+  }
+  [[gnu::always_inline]] inline float minimum_factor() const { return -half_of(b->dmin); }
 };
 
 template <>
@@ -267,13 +292,15 @@ struct Plain<Iq4Xs> : PlainTraits<8, kSigned, 0, false> {
 
 template <>
 struct Plain<Q2K> : PlainTraits<16, kUnsigned, 0, true> {
+  static constexpr int kShift = 2;
+  static constexpr int shift(int g) { return 2 * (g % 2); }
   const Q2K* b;
   Plain() = default;
   explicit Plain(const Q2K* unit) : b(unit) {}
-  [[gnu::always_inline]] inline __m256i code(int g) { return bits_of(load_i8x32(b->code + 32 * (g / 4)), 2 * (g % 4), 3); }
+  [[gnu::always_inline]] inline __m256i code(int g) { return two_bits_of(load_i8x32(b->code + 32 * (g / 4)), g); }
   [[gnu::always_inline]] inline __m128i scales() const { return _mm_and_si128(load_u8x16(b->scale), _mm_set1_epi8(15)); }
-  [[gnu::always_inline]] inline __m128i minima() const {
-    return _mm_and_si128(_mm_srli_epi16(load_u8x16(b->scale), 4), _mm_set1_epi8(15));
+  [[gnu::always_inline]] inline __m256i minima() const {
+    return _mm256_and_si256(_mm256_srli_epi16(_mm256_cvtepu8_epi16(load_u8x16(b->scale)), 4), _mm256_set1_epi16(15));
   }
   [[gnu::always_inline]] inline float factor() const { return half_of(b->d); }
   [[gnu::always_inline]] inline float minimum_factor() const { return -half_of(b->dmin); }
@@ -281,12 +308,14 @@ struct Plain<Q2K> : PlainTraits<16, kUnsigned, 0, true> {
 
 template <>
 struct Plain<Q3K> : PlainTraits<16, kUnsigned, 4, false> {
+  static constexpr int kShift = 2;
+  static constexpr int shift(int g) { return 2 * (g % 2); }
   const Q3K* b;
   Plain() = default;
   explicit Plain(const Q3K* unit) : b(unit) {}
   [[gnu::always_inline]] inline __m256i code(int g) {
-    const __m256i low = bits_of(load_i8x32(b->code + 32 * (g / 4)), 2 * (g % 4), 3);
-    return _mm256_or_si256(low, bit_to(load_i8x32(b->high), g, 2));
+    const __m256i low = two_bits_of(load_i8x32(b->code + 32 * (g / 4)), g);
+    return _mm256_or_si256(low, bit_to(load_i8x32(b->high), g, 2 + shift(g)));
   }
   [[gnu::always_inline]] inline __m128i scales() const {
     const __m128i low = load_u8x8(b->scale);

@@ -20,10 +20,6 @@ static inline __m256i pairs_i16x16(__m256i code, __m256i magnitude, __m256i x) {
   if constexpr (kCodes == kUnsigned) return _mm256_maddubs_epi16(code, x);
   return _mm256_maddubs_epi16(magnitude, _mm256_sign_epi8(x, code));
 }
-template <Codes kCodes>
-static inline __m256i magnitude_of(__m256i code) {
-  return kCodes == kSigned ? _mm256_abs_epi8(code) : _mm256_set1_epi8(1);
-}
 
 // The integer scales of 16 columns, in order and in the order of scales32
 struct SixteenScales {
@@ -34,18 +30,20 @@ struct SixteenScales {
       : in_order(_mm256_cvtepi8_epi16(s_i8x16)),
         split(_mm256_cvtepi8_epi16(
             _mm_shuffle_epi8(s_i8x16, _mm_setr_epi8(0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15)))) {}
-  inline __m256i of(int g) const {
+  static inline __m256i of(int g, __m256i split) {
     return _mm256_shuffle_epi8(split, _mm256_set1_epi16(static_cast<short>((2 * g + 1) << 8 | 2 * g)));
   }
 };
 
-// One row of a unit: what its sums of 32 columns are multiplied with, as integers and as floats
+// One row of a unit: what its sums of 32 columns are multiplied with, as integers and as floats. Where codes are shifted,
+// the integers shift the others as far, and the factor takes it back.
 template <class Block, int kT, int kScales = Plain<Block>::kScales>
 struct Scaling {
   float factor;
   Scaling() = default;
-  [[gnu::always_inline]] explicit Scaling(Plain<Block>& unit, const Columns*) : factor(unit.factor()) {}
-  inline __m256i integers(int) const { return _mm256_set1_epi16(1); }
+  [[gnu::always_inline]] explicit Scaling(Plain<Block>& unit, const Columns*)
+      : factor(unit.factor() * (1.0f / (1 << Plain<Block>::kShift))) {}
+  inline __m256i integers(int g) const { return _mm256_set1_epi16(1 << (Plain<Block>::kShift - Plain<Block>::shift(g))); }
   inline __m256 floats(const Columns* x, int t, int g) const { return _mm256_broadcast_ss(x[t].scale + g); }
   inline __m256i lifts(int lift) const { return _mm256_set1_epi16(static_cast<short>(lift)); }
 };
@@ -68,27 +66,32 @@ template <class Block, int kT>
 struct Scaling<Block, kT, 16> {
   float factor;
   SixteenScales scales;
+  __m256i shifted;
   Scaling() = default;
   [[gnu::always_inline]] explicit Scaling(Plain<Block>& unit, const Columns*)
-      : factor(unit.factor()), scales(unit.scales()) {}
-  inline __m256i integers(int g) const { return scales.of(g); }
+      : factor(unit.factor() * (1.0f / (1 << Plain<Block>::kShift))),
+        scales(unit.scales()),
+        shifted(_mm256_slli_epi16(scales.split, Plain<Block>::kShift)) {}
+  inline __m256i integers(int g) const {
+    return SixteenScales::of(g, Plain<Block>::shift(g) < Plain<Block>::kShift ? shifted : scales.split);
+  }
   inline __m256 floats(const Columns* x, int t, int g) const { return _mm256_broadcast_ss(x[t].scale + g); }
   inline __m256i lifts(int lift) const {
     return _mm256_mullo_epi16(scales.in_order, _mm256_set1_epi16(static_cast<short>(lift)));
   }
 };
 
-// The offsets of a unit times a token
+// acc + the offsets of a unit times a token
 template <class Block>
-[[gnu::always_inline]] static inline __m256 dot_offsets(Plain<Block>& unit, const Columns& x) {
+[[gnu::always_inline]] static inline __m256 add_offsets(const Plain<Block>& unit, const Columns& x, __m256 acc_f32x8) {
   const __m256i sums = load_i8x32(x.sum16);
   const __m256 x_scale = _mm256_loadu_ps(x.scale);
-  if constexpr (Plain<Block>::kScales == 16) {
-    const __m256i sums_i32x8 = _mm256_madd_epi16(sums, _mm256_cvtepi8_epi16(unit.minima()));
-    return _mm256_mul_ps(_mm256_cvtepi32_ps(sums_i32x8), times(unit.minimum_factor(), x_scale));
+  if constexpr (Block::kBlockSize == 256) {
+    const __m256 minima = _mm256_cvtepi32_ps(_mm256_madd_epi16(sums, unit.minima()));
+    return _mm256_fmadd_ps(_mm256_mul_ps(minima, x_scale), _mm256_set1_ps(unit.minimum_factor()), acc_f32x8);
   } else {
-    const __m256i sums_i32x8 = _mm256_madd_epi16(sums, _mm256_set1_epi16(1));
-    return _mm256_mul_ps(_mm256_cvtepi32_ps(sums_i32x8), _mm256_mul_ps(unit.offsets(), x_scale));
+    const __m256 sums_f32x8 = _mm256_cvtepi32_ps(_mm256_madd_epi16(sums, _mm256_set1_epi16(1)));
+    return _mm256_fmadd_ps(sums_f32x8, _mm256_mul_ps(unit.offsets(), x_scale), acc_f32x8);
   }
 }
 
@@ -96,8 +99,8 @@ template <class Block>
 template <class Block, int kR, int kT>
 [[gnu::always_inline]] static inline void dot_unit(const Block* const* block, const Columns* x, __m256* acc_f32x8) {
   using P = Plain<Block>;
-  // A lift of 1 keeps its precision as a float: codes are not much larger than weights.
-  constexpr bool kIntegerLift = P::kLift > 1;
+  // A small lift may be taken off as a float: codes are not much larger than weights.
+  constexpr bool kIntegerLift = P::kLift > 4;
   P unit[kR];
   Scaling<Block, kT> scaling[kR];
   __m256i lift[kR][kT];
@@ -107,13 +110,13 @@ template <class Block, int kR, int kT>
     scaling[r] = Scaling<Block, kT>(unit[r], x);
     for (int t = 0; t < kT; ++t) {
       sum_f32x8[r][t] = _mm256_setzero_ps();
-      if (P::kLift) lift[r][t] = _mm256_madd_epi16(load_i8x32(x[t].sum16), scaling[r].lifts(P::kLift));
+      if (P::kLift) lift[r][t] = _mm256_madd_epi16(load_i8x32(x[t].sum16), scaling[r].lifts(P::kLift << P::kShift));
       if (P::kLift && !kIntegerLift) {
         const __m256 lift_f32x8 = _mm256_cvtepi32_ps(lift[r][t]);
         sum_f32x8[r][t] = _mm256_fnmadd_ps(lift_f32x8, _mm256_loadu_ps(x[t].scale), sum_f32x8[r][t]);
       }
       if constexpr (P::kMinimum) {
-        acc_f32x8[r * kT + t] = _mm256_add_ps(acc_f32x8[r * kT + t], dot_offsets(unit[r], x[t]));
+        acc_f32x8[r * kT + t] = add_offsets(unit[r], x[t], acc_f32x8[r * kT + t]);
       }
     }
   }
@@ -121,7 +124,7 @@ template <class Block, int kR, int kT>
   for (int g = 0; g < 8; ++g) {
     for (int r = 0; r < kR; ++r) {
       const __m256i code = unit[r].code(g);
-      const __m256i magnitude = magnitude_of<P::kCodes>(code);
+      const __m256i magnitude = _mm256_abs_epi8(code);
       const __m256i integers = scaling[r].integers(g);
       for (int t = 0; t < kT; ++t) {
         const __m256i pairs = pairs_i16x16<P::kCodes>(code, magnitude, load_i8x32(x[t].q + 32 * g));
@@ -188,17 +191,32 @@ static inline void rows_times(const uint8_t* data, int64_t row_bytes, int64_t co
   }
 }
 
+// Rows that meet one token together. They share what is made of the activations; more of them need more registers than
+// there are where a format has many constants. Chosen by measurement.
+template <class Block>
+constexpr int kRowsTogether = 1;
+template <>
+constexpr int kRowsTogether<Tq10> = 4;
+template <>
+constexpr int kRowsTogether<Tq20> = 4;
+template <>
+constexpr int kRowsTogether<Q2K> = 2;
+template <>
+constexpr int kRowsTogether<Q4K> = 4;
+template <>
+constexpr int kRowsTogether<Iq4Xs> = 4;
+
 template <class Block, int kT>
 static void all_rows_times(const Rows& rows, const Activations& x, const int32_t* token, float* out,
                            int64_t out_stride) {
-  constexpr int kR = kT == 1 && !IsCodebook<Block>::kExists ? 2 : 1;
+  constexpr int kR = kT == 1 ? kRowsTogether<Block> : 1;
   Columns columns[kT];
   for (int t = 0; t < kT; ++t) columns[t] = Columns{x.q, x.scale, x.sum, x.sum16}.from(token[t] * x.token_stride);
   int64_t r = 0;
   for (; r + kR <= rows.n_rows; r += kR) {
     rows_times<Block, kR, kT>(rows.data + r * rows.row_bytes, rows.row_bytes, rows.cols, columns, out + r, out_stride);
   }
-  if (kR > 1 && r < rows.n_rows) {
+  for (; kR > 1 && r < rows.n_rows; ++r) {
     rows_times<Block, 1, kT>(rows.data + r * rows.row_bytes, rows.row_bytes, rows.cols, columns, out + r, out_stride);
   }
 }
