@@ -99,8 +99,6 @@ template <class Block>
 template <class Block, int kR, int kT>
 [[gnu::always_inline]] static inline void dot_unit(const Block* const* block, const Columns* x, __m256* acc_f32x8) {
   using P = Plain<Block>;
-  // A small lift may be taken off as a float: codes are not much larger than weights.
-  constexpr bool kIntegerLift = P::kLift > 4;
   P unit[kR];
   Scaling<Block, kT> scaling[kR];
   __m256i lift[kR][kT];
@@ -111,10 +109,6 @@ template <class Block, int kR, int kT>
     for (int t = 0; t < kT; ++t) {
       sum_f32x8[r][t] = _mm256_setzero_ps();
       if (P::kLift) lift[r][t] = _mm256_madd_epi16(load_i8x32(x[t].sum16), scaling[r].lifts(P::kLift << P::kShift));
-      if (P::kLift && !kIntegerLift) {
-        const __m256 lift_f32x8 = _mm256_cvtepi32_ps(lift[r][t]);
-        sum_f32x8[r][t] = _mm256_fnmadd_ps(lift_f32x8, _mm256_loadu_ps(x[t].scale), sum_f32x8[r][t]);
-      }
       if constexpr (P::kMinimum) {
         acc_f32x8[r * kT + t] = add_offsets(unit[r], x[t], acc_f32x8[r * kT + t]);
       }
@@ -129,7 +123,7 @@ template <class Block, int kR, int kT>
       for (int t = 0; t < kT; ++t) {
         const __m256i pairs = pairs_i16x16<P::kCodes>(code, magnitude, load_i8x32(x[t].q + 32 * g));
         __m256i sums = _mm256_madd_epi16(pairs, integers);
-        if (kIntegerLift) sums = _mm256_sub_epi32(sums, _mm256_and_si256(lift[r][t], load_i8x32(kLane[g])));
+        if (P::kLift) sums = _mm256_sub_epi32(sums, _mm256_and_si256(lift[r][t], load_i8x32(kLane[g])));
         sum_f32x8[r][t] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sums), scaling[r].floats(x, t, g), sum_f32x8[r][t]);
       }
     }
