@@ -1,4 +1,4 @@
-// Rows times one to four tokens, for every integer format. Included by avx2.cpp after the formats' own parts. For 32
+// Rows times one to five tokens, for every integer format. Included by avx2.cpp after the formats' own parts. For 32
 // columns of a plain format, codes unsigned:
 //
 //   pairs = vpmaddubsw(code, x.q)                   16 sums of two, at most 2 * 63 * 127 < 2^15
@@ -221,17 +221,23 @@ static void gemv(const Rows& rows, const Activations& x, float* out) {
   all_rows_times<Block, 1>(rows, x, &token, out, 0);
 }
 
-// Three tokens at a time, and no token alone if that can be.
+// Tokens that a code serves while it is in a register. More of them need more registers than there are.
+enum : int { kTokensTogether = 5 };
+
+// Groups of tokens whose sizes differ by one at most: a token alone would be slow.
 template <class Block>
 static void gemm(const Rows& rows, const Activations& x, const int32_t* token, int64_t n_tokens, float* out,
                  int64_t out_stride) {
   for (int64_t i = 0; i < n_tokens;) {
     const int64_t left = n_tokens - i;
-    const int64_t now = left == 1 ? 1 : left == 2 || left == 4 ? 2 : 3;
+    const int64_t groups = (left + kTokensTogether - 1) / kTokensTogether;
+    const int64_t now = (left + groups - 1) / groups;
     float* y = out + i * out_stride;
     if (now == 1) all_rows_times<Block, 1>(rows, x, token + i, y, out_stride);
     if (now == 2) all_rows_times<Block, 2>(rows, x, token + i, y, out_stride);
     if (now == 3) all_rows_times<Block, 3>(rows, x, token + i, y, out_stride);
+    if (now == 4) all_rows_times<Block, 4>(rows, x, token + i, y, out_stride);
+    if (now == 5) all_rows_times<Block, 5>(rows, x, token + i, y, out_stride);
     i += now;
   }
 }
