@@ -4,6 +4,14 @@
 
 #include <atomic>
 
+#if defined(LUTKERN_HAVE_NEON)
+#if defined(__APPLE__)
+#include <sys/sysctl.h>
+#else
+#include <sys/auxv.h>
+#endif
+#endif
+
 #include "kernels.h"
 
 namespace lutkern {
@@ -12,6 +20,37 @@ namespace {
 #if defined(LUTKERN_HAVE_AVX2)
 bool has_avx2() {
   return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+}
+#endif
+
+#if defined(LUTKERN_HAVE_NEON)
+// What the system says about the processor: the registers that tell are not readable by programs everywhere.
+#if defined(__APPLE__)
+bool has_feature(const char* name) {
+  int value = 0;
+  size_t size = sizeof value;
+  return sysctlbyname(name, &value, &size, nullptr, 0) == 0 && value != 0;
+}
+bool has_neon() { return has_feature("hw.optional.arm.FEAT_DotProd"); }
+bool has_neon_i8mm() { return has_neon() && has_feature("hw.optional.arm.FEAT_I8MM"); }
+#else
+constexpr unsigned long kHwcapDotProduct = 1ul << 20;  // HWCAP_ASIMDDP, of the ABI between Linux and programs
+constexpr unsigned long kHwcap2I8mm = 1ul << 13;       // HWCAP2_I8MM
+bool has_neon() { return (getauxval(AT_HWCAP) & kHwcapDotProduct) != 0; }
+bool has_neon_i8mm() { return has_neon() && (getauxval(AT_HWCAP2) & kHwcap2I8mm) != 0; }
+#endif
+#endif
+
+#if defined(LUTKERN_EMULATED_AVX512)
+// A test build: functions take the place of the intrinsics.
+bool has_avx512() { return has_avx2(); }
+#elif defined(LUTKERN_HAVE_AVX512)
+// Each of these also asks whether the system saves the registers.
+bool has_avx512() {
+  return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+         __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512vbmi") &&
+         __builtin_cpu_supports("avx512bitalg") && __builtin_cpu_supports("gfni");
 }
 #endif
 
@@ -25,8 +64,17 @@ struct IsaRow {
 };
 
 constexpr IsaRow kRows[] = {
+#if defined(LUTKERN_HAVE_AVX512)
+    {&kAvx512Kernels, nullptr, has_avx512},
+#endif
 #if defined(LUTKERN_HAVE_AVX2)
     {&kAvx2Kernels, &kAvx2TileKernels, has_avx2},
+#endif
+#if defined(LUTKERN_HAVE_NEON_I8MM)
+    {&kNeonI8mmKernels, nullptr, has_neon_i8mm},
+#endif
+#if defined(LUTKERN_HAVE_NEON)
+    {&kNeonKernels, nullptr, has_neon},
 #endif
     {&kScalarKernels, nullptr, always},
 };

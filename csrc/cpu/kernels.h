@@ -76,6 +76,9 @@ struct BlockKernels {
 
 extern const BlockKernels kScalarKernels;
 extern const BlockKernels kAvx2Kernels;
+extern const BlockKernels kNeonKernels;
+extern const BlockKernels kNeonI8mmKernels;
+extern const BlockKernels kAvx512Kernels;
 extern const TileKernels kAvx2TileKernels;
 
 // What runs, with the row that supplied each entry. Only the entries for tiles may be null: then tiles go through

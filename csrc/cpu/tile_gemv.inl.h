@@ -33,7 +33,11 @@ static inline Vi32 grid_sum(Codes& codes, int g, const int8_t* q) {
   load_x(q, x);
   codes.magnitudes(g, code);
   Vu8 sign = reinterpret_cast<Vu8>(codes.signs(g));
-  for (int v = 7; v >= 0; --v, sign += sign) x[v] = negate_where(x[v], sign);
+#pragma GCC unroll 8
+  for (const int v : kSignOrder) {
+    x[v] = negate_where(x[v], sign);
+    sign += sign;
+  }
   const Vi16 scales = codes.scales(g);
   if constexpr (Codes::kScales == 1) {
     return dot_scaled<Codes::kLargest, 8>(code, x, scales);
@@ -146,7 +150,8 @@ static void gemv_tiles(const TileRows& rows, const Activations& x, float* out) {
     Vf32 sum[kParts] = {};
     for (int64_t t = 0; t < count; t += kTogether) {
       const int64_t n = count - t < kTogether ? count - t : kTogether;
-      prefetch(body + t * kBody, n * kBody);
+      // Small tiles are read in the order of their bytes, which the processor foresees better.
+      if constexpr (TileCodes<Block>::kGroups > 1) prefetch(body + t * kBody, kBody);
       for (int p = 0; p < kParts; ++p) {
         sum[p] += panel_dot<Block>(body + t * kBody + p * kVectorBytes,
                                    tail + t * kTail + p * kVectorBytes / 4 * T::kTailItem, n, x, t * T::kColumns);

@@ -3,31 +3,28 @@
 //
 //   kSigned                true: weight = +- factor * scale * magnitude
 //   magnitudes(g, Vu8*)     the 8 vectors of codebook values
-//   signs(g)               bit v of byte j: column 4 v + j of the group is negative
+//   signs(g)               bit i of byte j: column 8 i + j of the group is negative; bit 4 + i: column 8 i + 4 + j
 //
 // codes(g) for batches are magnitudes with their signs and kOffset added, so that they are unsigned.
 
-// Signs with a bit of their own where the block has them; the four free places of the others are for the caller. The
-// eighth sign of 8 columns makes the number of minus signs even. Of columns 8 i .. 8 i + 7 the signs are bit 2 i of the
-// bytes 0 .. 3 and bit 2 i + 1 of the bytes 0 .. 2; the result goes to bit 2 i + 1 of byte 3.
+// Of 32 columns, the signs of columns 8 i .. 8 i + 3 are bit i of the bytes 0 .. 3, those of columns 8 i + 4 .. 8 i + 7 bit
+// 4 + i. Where the eighth sign has no bit of its own it makes the number of minus signs even, and bits 28 .. 31 are free
+// for something else.
 static inline Vu32 with_parity_signs(Vu32 stored) {
-  const Vu32 known = stored & splat(0x55ffffffu);
+  const Vu32 known = stored & splat(0x0fffffffu);
   Vu32 sum = known ^ known >> 16;
   sum ^= sum >> 8;
-  return known | ((sum ^ sum << 1) & splat(0xaau)) << 24;
+  return known ^ sum << 28 ^ (sum << 24 & splat(0xf0000000u));
 }
 
-// The extra bits of a word: bit i, 0 .. 3, at bit 25 + 2 i
-static inline Vu32 extra_nibble(Vu32 stored) {
-  Vu32 bits = (stored >> 25) & splat(0x55u);
-  bits = (bits | bits >> 1) & splat(0x33u);
-  return (bits | bits >> 2) & splat(0x0fu);
-}
-
+// 2 s + 1 twice
 static inline Vi16 odd_pair(Vu32 s) {
-  const Vu32 odd = s + s + 1;
-  return reinterpret_cast<Vi16>(odd | odd << 16);
+  const Vi16 pair = byte_pair(s, 0, 0);
+  return pair + pair + int16_t{1};
 }
+
+// The order in which the signs of the vectors of a group reach bit 7 of their bytes by doubling
+constexpr int kSignOrder[8] = {7, 5, 3, 1, 6, 4, 2, 0};
 
 template <class Derived, int kMaximum, int kOffsetV, int kScalesV>
 struct GridCodes : Plan<8, 2 * kOffsetV, kOffsetV, kScalesV>, TileBody {
@@ -40,9 +37,9 @@ struct GridCodes : Plan<8, 2 * kOffsetV, kOffsetV, kScalesV>, TileBody {
     Derived& self = static_cast<Derived&>(*this);
     self.magnitudes(g, code);
     Vu32 sign = self.signs(g);
-    for (int v = 7; v >= 0;
-         --v, sign = reinterpret_cast<Vu32>(reinterpret_cast<Vu8>(sign) + reinterpret_cast<Vu8>(sign))) {
+    for (const int v : kSignOrder) {
       const Vi8 minus = Vi8(reinterpret_cast<Vi8>(sign) < 0);
+      sign = reinterpret_cast<Vu32>(reinterpret_cast<Vu8>(sign) + reinterpret_cast<Vu8>(sign));
       code[v] = reinterpret_cast<Vu8>((reinterpret_cast<Vi8>(code[v]) ^ minus) - minus + int8_t{kOffsetV});
     }
   }
@@ -54,7 +51,7 @@ struct TileCodes<Iq2Xxs> : GridCodes<TileCodes<Iq2Xxs>, 43, 43, 1> {
   inline const uint8_t* numbers(int g) const { return body + 64 * (2 * g); }
   inline void magnitudes(int g, Vu8* code) const { grid8(kIq2XxsGrid, numbers(g), code); }
   inline Vu32 signs(int g) const { return with_parity_signs(word(2 * g + 1)); }
-  inline Vi16 scales(int g) const { return odd_pair(extra_nibble(word(2 * g + 1))); }
+  inline Vi16 scales(int g) const { return odd_pair(word(2 * g + 1) >> 28); }
   inline Vf32 factor() const { return halves(tail) * 0.125f; }
 };
 
@@ -87,7 +84,7 @@ struct TileCodes<Iq2Xs> : GridCodes<TileCodes<Iq2Xs>, 43, 43, 2> {
   // The ninth bits of a group, to bit 0 of the byte of their index
   inline Vu8 ninth(int g) const {
     const Vu32 extra = word(8 + g);
-    const Vu8 one_of_each = reinterpret_cast<Vu8>(byte_all(extra, 3) & splat(0x80200802u));
+    const Vu8 one_of_each = reinterpret_cast<Vu8>(byte_all(extra, 3) & splat(0x80402010u));
     return Vu8(one_of_each != 0) & 1;
   }
   inline void prepare(int g) { next[g % 2].put(reinterpret_cast<Vu8>(word(g)), ninth(g)); }
@@ -129,7 +126,7 @@ struct TileCodes<Iq3Xxs> : GridCodes<TileCodes<Iq3Xxs>, 62, 62, 1> {
     grid4(kIq3XxsGrid, body + 64 * (2 * g + 1), code + 4);
   }
   inline Vu32 signs(int g) const { return with_parity_signs(word(16 + g)); }
-  inline Vi16 scales(int g) const { return odd_pair(extra_nibble(word(16 + g))); }
+  inline Vi16 scales(int g) const { return odd_pair(word(16 + g) >> 28); }
   inline Vf32 factor() const { return halves(tail) * 0.25f; }
 };
 

@@ -69,50 +69,27 @@ LK_FN uint32_t exchange(uint32_t word, uint32_t mask, int shift) {
   return word ^ difference ^ (difference << shift);
 }
 
-// Bits in order of columns, bit 4 v + j -> bit 8 j + v: byte j holds the bits of the columns j, 4 + j, 8 + j ..., so that
-// one shift brings the bits of four consecutive columns to the same place of their four bytes. The place of a bit is a
-// number of five bits; taking out its two lowest and putting them on top is two rotations, each four exchanges.
-LK_FN uint32_t bits_by_byte(uint32_t word) {
-  for (int step = 0; step < 2; ++step) {
-    word = exchange(word, 0x22222222u, 1);
-    word = exchange(word, 0x0c0c0c0cu, 2);
-    word = exchange(word, 0x00f000f0u, 4);
-    word = exchange(word, 0x0000ff00u, 8);
-  }
-  return word;
-}
+// Bits in order of columns, bit 8 i + 4 o + j -> bit 8 j + 4 o + i (i, j < 4, o < 2) and back. Byte j holds the bits of the
+// columns j, 4 + j, 8 + j ...: one shift brings the bits of four consecutive columns to the same place of their four
+// bytes. The upper nibbles belong to the odd ones of the eight groups of four columns, so that the eighth signs of all
+// 8 columns, which need no bit, are one nibble. The place of a bit is a number of five bits of which two pairs change
+// sides.
+LK_FN uint32_t bits_by_byte(uint32_t word) { return exchange(exchange(word, 0x00aa00aau, 7), 0x0000ccccu, 14); }
 
-LK_FN uint32_t bits_by_column(uint32_t word) {
-  for (int step = 0; step < 2; ++step) {
-    word = exchange(word, 0x0000ff00u, 8);
-    word = exchange(word, 0x00f000f0u, 4);
-    word = exchange(word, 0x0c0c0c0cu, 2);
-    word = exchange(word, 0x22222222u, 1);
-  }
-  return word;
-}
-
-// Four sign codes of seven bits and four more bits, of which bit i takes the place of the eighth sign of code i.
+// Four sign codes of seven bits and four more bits, which take the places of the eighth signs: bits 28 .. 31.
 LK_FN uint32_t signs_and_extra(uint32_t sevens, uint32_t extra) {
   uint32_t word = 0;
-  for (int i = 0; i < 4; ++i) {
-    word |= ((sevens >> (7 * i)) & 127u) << (8 * i) | ((extra >> i) & 1u) << (8 * i + 7);
-  }
-  return bits_by_byte(word);
+  for (int i = 0; i < 4; ++i) word |= ((sevens >> (7 * i)) & 127u) << (8 * i);
+  return bits_by_byte(word) | extra << 28;
 }
 
 LK_FN uint32_t sevens_of(uint32_t stored) {
-  const uint32_t word = bits_by_column(stored);
+  const uint32_t word = bits_by_byte(stored);
   uint32_t sevens = 0;
   for (int i = 0; i < 4; ++i) sevens |= ((word >> (8 * i)) & 127u) << (7 * i);
   return sevens;
 }
 
-LK_FN uint32_t extra_of(uint32_t stored) {
-  const uint32_t word = bits_by_column(stored);
-  uint32_t extra = 0;
-  for (int i = 0; i < 4; ++i) extra |= ((word >> (8 * i + 7)) & 1u) << i;
-  return extra;
-}
+LK_FN uint32_t extra_of(uint32_t stored) { return stored >> 28; }
 
 }  // namespace lutkern

@@ -42,7 +42,7 @@ struct Tile<F32> : CutTile<F32, 0, 0, PlainWord> {};
 
 struct FifthBitWord {
   static inline uint32_t stored(uint32_t word, int u) { return u == 0 ? bits_by_byte(word) : word; }
-  static inline uint32_t natural(uint32_t word, int u) { return u == 0 ? bits_by_column(word) : word; }
+  static inline uint32_t natural(uint32_t word, int u) { return u == 0 ? bits_by_byte(word) : word; }
 };
 template <>
 struct Tile<Q50> : CutTile<Q50, 0, 2, FifthBitWord> {};  // high 0, code 1..4
@@ -85,7 +85,7 @@ template <int kFirst, int kEnd>
 struct SignsWord {
   static inline bool is_signs(int u) { return u >= kFirst && u < kEnd; }
   static inline uint32_t stored(uint32_t word, int u) { return is_signs(u) ? bits_by_byte(word) : word; }
-  static inline uint32_t natural(uint32_t word, int u) { return is_signs(u) ? bits_by_column(word) : word; }
+  static inline uint32_t natural(uint32_t word, int u) { return is_signs(u) ? bits_by_byte(word) : word; }
 };
 
 // index 0..7, signs 8..15, high 16..17, scale 18..19. Of high, byte i of a word holds the two bits of index i of four
