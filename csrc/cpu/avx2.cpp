@@ -1,5 +1,5 @@
-// The AVX2 row (with FMA and F16C): matrix-vector kernels for the codebook formats, and for every other format the
-// loops written once over AVX2 words.
+// The AVX2 row (with FMA and F16C), on blocks. This file holds the codebook formats; the others have avx2_plain.inl.h,
+// the loops over rows and tokens avx2_rows.inl.h, weights as float avx2_floats.inl.h.
 //
 //   y = sum over blocks of d * sum over 32 columns of x.scale * sum over 16 columns of s * (q . x.q)
 //
@@ -38,12 +38,6 @@ static inline float sum_of_lanes(__m256 v) {
   const __m128 high = _mm256_extractf128_ps(pairs, 1);
   return _mm_cvtss_f32(
       _mm_add_ss(_mm_add_ss(low, _mm_movehl_ps(low, low)), _mm_add_ss(high, _mm_movehl_ps(high, high))));
-}
-
-// Sums of four products of int8 by int8. The magnitude of -128 is 128, which an unsigned byte holds.
-static inline __m256i dot4_i32x8(__m256i w_i8, __m256i x_i8) {
-  const __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(w_i8), _mm256_sign_epi8(x_i8, w_i8));
-  return _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
 }
 
 static inline __m256i rows_of_8(uint64_t a, uint64_t b, uint64_t c, uint64_t d) {
@@ -412,7 +406,7 @@ struct IsCodebook<Block, decltype(fields_of(*static_cast<const Block*>(nullptr),
   static constexpr bool kExists = true;
 };
 
-// ---- every other format ----
+// ---- every other format, and the loops ----
 
 #include "avx2_plain.inl.h"
 

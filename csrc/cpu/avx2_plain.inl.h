@@ -15,7 +15,6 @@ enum Codes { kUnsigned, kSigned };
 
 template <int kScalesOfUnit, Codes kCodesOfUnit, int kLiftOfUnit, bool kHasMinimum>
 struct PlainTraits {
-  static constexpr bool kExists = true;
   static constexpr int kScales = kScalesOfUnit;
   static constexpr Codes kCodes = kCodesOfUnit;
   static constexpr int kLift = kLiftOfUnit;
@@ -25,9 +24,7 @@ struct PlainTraits {
 };
 
 template <class Block>
-struct Plain {
-  static constexpr bool kExists = false;
-};
+struct Plain;
 
 static inline __m256i bits_of(__m256i v, int shift, int mask) {
   return _mm256_and_si256(shift ? _mm256_srli_epi16(v, shift) : v, _mm256_set1_epi8(static_cast<char>(mask)));
@@ -71,8 +68,7 @@ static inline __m256 times(float factor, __m256 v) { return _mm256_mul_ps(_mm256
 template <class Block>
 [[gnu::always_inline]] static inline __m256 halves8(const Block* b) {
   const auto half = [b](int i) { return static_cast<short>(load_u16(b[i].d)); };
-  return _mm256_cvtph_ps(
-      _mm_setr_epi16(half(0), half(1), half(2), half(3), half(4), half(5), half(6), half(7)));
+  return _mm256_cvtph_ps(_mm_setr_epi16(half(0), half(1), half(2), half(3), half(4), half(5), half(6), half(7)));
 }
 
 // The first four bytes of four blocks. Insertions from memory: an array of them would be read before it is written.
@@ -135,7 +131,9 @@ struct Plain<Q50> : PlainTraits<8, kUnsigned, 16, false> {
   const Q50* b;
   Plain() = default;
   explicit Plain(const Q50* unit) : b(unit) {}
-  [[gnu::always_inline]] inline __m256i code(int g) { return _mm256_or_si256(nibbles32(b[g].code), fifth_bits(b[g].high)); }
+  [[gnu::always_inline]] inline __m256i code(int g) {
+    return _mm256_or_si256(nibbles32(b[g].code), fifth_bits(b[g].high));
+  }
   [[gnu::always_inline]] inline __m256 scales() const { return halves8(b); }
 };
 
@@ -145,7 +143,9 @@ struct Plain<Q51> : PlainTraits<8, kUnsigned, 0, true> {
   TwoHalves halves;
   Plain() = default;
   explicit Plain(const Q51* unit) : b(unit), halves(two_halves8(unit)) {}
-  [[gnu::always_inline]] inline __m256i code(int g) { return _mm256_or_si256(nibbles32(b[g].code), fifth_bits(b[g].high)); }
+  [[gnu::always_inline]] inline __m256i code(int g) {
+    return _mm256_or_si256(nibbles32(b[g].code), fifth_bits(b[g].high));
+  }
   [[gnu::always_inline]] inline __m256 scales() const { return halves.first; }
   [[gnu::always_inline]] inline __m256 offsets() const { return halves.second; }
 };
@@ -168,8 +168,8 @@ struct Plain<Mxfp4> : PlainTraits<8, kSigned, 0, false> {
   // 2^(e - 128): exponent e - 1 where that is above zero, else one of two subnormal numbers
   [[gnu::always_inline]] inline __m256 scales() const {
     const auto byte = [this](int i) { return static_cast<char>(b[i].e); };
-    const __m256i e = _mm256_cvtepu8_epi32(_mm_setr_epi8(byte(0), byte(1), byte(2), byte(3), byte(4), byte(5), byte(6),
-                                                         byte(7), 0, 0, 0, 0, 0, 0, 0, 0));
+    const __m256i e = _mm256_cvtepu8_epi32(
+        _mm_setr_epi8(byte(0), byte(1), byte(2), byte(3), byte(4), byte(5), byte(6), byte(7), 0, 0, 0, 0, 0, 0, 0, 0));
     const __m256i normal = _mm256_slli_epi32(_mm256_sub_epi32(e, _mm256_set1_epi32(1)), 23);
     const __m256i small = _mm256_sllv_epi32(_mm256_set1_epi32(0x00200000), e);
     const __m256i is_normal = _mm256_cmpgt_epi32(e, _mm256_set1_epi32(1));
@@ -259,7 +259,9 @@ struct SixBitPlain : PlainTraits<8, kUnsigned, 0, true> {
 template <>
 struct Plain<Q4K> : SixBitPlain<Q4K> {
   using SixBitPlain::SixBitPlain;
-  [[gnu::always_inline]] inline __m256i code(int g) { return bits_of(load_i8x32(b->code + 32 * (g / 2)), 4 * (g % 2), 15); }
+  [[gnu::always_inline]] inline __m256i code(int g) {
+    return bits_of(load_i8x32(b->code + 32 * (g / 2)), 4 * (g % 2), 15);
+  }
 };
 
 template <>
@@ -282,8 +284,8 @@ struct Plain<Iq4Xs> : PlainTraits<8, kSigned, 0, false> {
     const __m256i low = _mm256_srlv_epi32(_mm256_set1_epi32(static_cast<int>(load_u32(b->low))), shift);
     const __m256i high =
         _mm256_srlv_epi32(_mm256_set1_epi32(static_cast<int>(load_u16(b->high) << 4)), _mm256_srli_epi32(shift, 1));
-    const __m256i six = _mm256_or_si256(_mm256_and_si256(low, _mm256_set1_epi32(15)),
-                                        _mm256_and_si256(high, _mm256_set1_epi32(48)));
+    const __m256i six =
+        _mm256_or_si256(_mm256_and_si256(low, _mm256_set1_epi32(15)), _mm256_and_si256(high, _mm256_set1_epi32(48)));
     return times(half_of(b->d), _mm256_cvtepi32_ps(_mm256_sub_epi32(six, _mm256_set1_epi32(32))));
   }
 };
@@ -298,7 +300,9 @@ struct Plain<Q2K> : PlainTraits<16, kUnsigned, 0, true> {
   Plain() = default;
   explicit Plain(const Q2K* unit) : b(unit) {}
   [[gnu::always_inline]] inline __m256i code(int g) { return two_bits_of(load_i8x32(b->code + 32 * (g / 4)), g); }
-  [[gnu::always_inline]] inline __m128i scales() const { return _mm_and_si128(load_u8x16(b->scale), _mm_set1_epi8(15)); }
+  [[gnu::always_inline]] inline __m128i scales() const {
+    return _mm_and_si128(load_u8x16(b->scale), _mm_set1_epi8(15));
+  }
   [[gnu::always_inline]] inline __m256i minima() const {
     return _mm256_and_si256(_mm256_srli_epi16(_mm256_cvtepu8_epi16(load_u8x16(b->scale)), 4), _mm256_set1_epi16(15));
   }
@@ -320,7 +324,8 @@ struct Plain<Q3K> : PlainTraits<16, kUnsigned, 4, false> {
   [[gnu::always_inline]] inline __m128i scales() const {
     const __m128i low = load_u8x8(b->scale);
     const __m128i nibbles = _mm_unpacklo_epi64(low, _mm_srli_epi16(low, 4));
-    const __m128i pairs = _mm_srlv_epi32(_mm_set1_epi32(static_cast<int>(load_u32(b->scale + 8))), _mm_setr_epi32(0, 2, 4, 6));
+    const __m128i pairs =
+        _mm_srlv_epi32(_mm_set1_epi32(static_cast<int>(load_u32(b->scale + 8))), _mm_setr_epi32(0, 2, 4, 6));
     const __m128i high = _mm_and_si128(_mm_slli_epi16(pairs, 4), _mm_set1_epi8(0x30));
     return _mm_sub_epi8(_mm_or_si128(_mm_and_si128(nibbles, _mm_set1_epi8(15)), high), _mm_set1_epi8(32));
   }

@@ -43,7 +43,9 @@ struct Scaling {
   Scaling() = default;
   [[gnu::always_inline]] explicit Scaling(Plain<Block>& unit, const Columns*)
       : factor(unit.factor() * (1.0f / (1 << Plain<Block>::kShift))) {}
-  inline __m256i integers(int g) const { return _mm256_set1_epi16(1 << (Plain<Block>::kShift - Plain<Block>::shift(g))); }
+  inline __m256i integers(int g) const {
+    return _mm256_set1_epi16(1 << (Plain<Block>::kShift - Plain<Block>::shift(g)));
+  }
   inline __m256 floats(const Columns* x, int t, int g) const { return _mm256_broadcast_ss(x[t].scale + g); }
   inline __m256i lifts(int lift) const { return _mm256_set1_epi16(static_cast<short>(lift)); }
 };
