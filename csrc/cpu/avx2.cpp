@@ -20,7 +20,6 @@
 //
 // The caller guarantees whole blocks and activations padded to 256 columns.
 #include <immintrin.h>
-#include <stddef.h>
 
 #include "kernels.h"
 

@@ -232,7 +232,7 @@ struct Plain<Tq20> : PlainTraits<1, kUnsigned, 1, false> {
 // The scales of Q4_K and Q5_K in bytes 0 .. 7, the offsets in bytes 8 .. 15. The block begins with d and dmin.
 template <class Block>
 [[gnu::always_inline]] static inline __m128i scales_offsets6(const Block& b) {
-  static_assert(offsetof(Block, scale) == 4, "one load takes d, dmin and the scales");
+  static_assert(__builtin_offsetof(Block, scale) == 4, "one load takes d, dmin and the scales");
   const __m128i all = load_u8x16(&b);
   const __m128i first = _mm_and_si128(all, _mm_set1_epi8(63));
   // Numbers 4 .. 7: two bits on top of the first four, four bits in the last word
