@@ -3,32 +3,25 @@
 //
 //   pairs = vpmaddubsw(code, x.q)                   16 sums of two, at most 2 * 63 * 127 < 2^15
 //   sums  = vpmaddwd(pairs, 1 or scale)             8 sums of four
-//   sums -= what the lift of the codes added        an integer in one of the lanes
 //   acc   = vfmadd(float(sums), scale * x.scale or x.scale, acc)
 //
-// The lift and the offsets of a unit, 256 columns, meet the sums of 16 activations: one vpmaddwd leaves the eight sums
+// A lift is taken off the codes, which are signed then: vpabsb, and vpsignb of x. Taken off sums, in lanes of its own, it
+// would leave the rounding of larger numbers behind. The offsets of a unit, 256 columns, meet the sums of 16 activations: one vpmaddwd leaves the eight sums
 // of 32 columns in eight lanes. A code serves all tokens while it is in a register.
 
-// Lane g of a vector alone
-alignas(32) static const int32_t kLane[8][8] = {
-    {-1, 0, 0, 0, 0, 0, 0, 0}, {0, -1, 0, 0, 0, 0, 0, 0}, {0, 0, -1, 0, 0, 0, 0, 0}, {0, 0, 0, -1, 0, 0, 0, 0},
-    {0, 0, 0, 0, -1, 0, 0, 0}, {0, 0, 0, 0, 0, -1, 0, 0}, {0, 0, 0, 0, 0, 0, -1, 0}, {0, 0, 0, 0, 0, 0, 0, -1}};
-
 // Sums of two products
-template <Codes kCodes>
+template <bool kUnsignedCodes>
 static inline __m256i pairs_i16x16(__m256i code, __m256i magnitude, __m256i x) {
-  if constexpr (kCodes == kUnsigned) return _mm256_maddubs_epi16(code, x);
+  if constexpr (kUnsignedCodes) return _mm256_maddubs_epi16(code, x);
   return _mm256_maddubs_epi16(magnitude, _mm256_sign_epi8(x, code));
 }
 
-// The integer scales of 16 columns, in order and in the order of scales32
+// The integer scales of 16 columns, in the order of scales32
 struct SixteenScales {
-  __m256i in_order;
   __m256i split;
   SixteenScales() = default;
   explicit SixteenScales(__m128i s_i8x16)
-      : in_order(_mm256_cvtepi8_epi16(s_i8x16)),
-        split(_mm256_cvtepi8_epi16(
+      : split(_mm256_cvtepi8_epi16(
             _mm_shuffle_epi8(s_i8x16, _mm_setr_epi8(0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15)))) {}
   static inline __m256i of(int g, __m256i split) {
     return _mm256_shuffle_epi8(split, _mm256_set1_epi16(static_cast<short>((2 * g + 1) << 8 | 2 * g)));
@@ -47,7 +40,6 @@ struct Scaling {
     return _mm256_set1_epi16(1 << (Plain<Block>::kShift - Plain<Block>::shift(g)));
   }
   inline __m256 floats(const Columns* x, int t, int g) const { return _mm256_broadcast_ss(x[t].scale + g); }
-  inline __m256i lifts(int lift) const { return _mm256_set1_epi16(static_cast<short>(lift)); }
 };
 
 template <class Block, int kT>
@@ -61,7 +53,6 @@ struct Scaling<Block, kT, 8> {
   }
   inline __m256i integers(int) const { return _mm256_set1_epi16(1); }
   inline __m256 floats(const Columns*, int t, int g) const { return _mm256_broadcast_ss(product[t] + g); }
-  inline __m256i lifts(int lift) const { return _mm256_set1_epi16(static_cast<short>(lift)); }
 };
 
 template <class Block, int kT>
@@ -78,9 +69,6 @@ struct Scaling<Block, kT, 16> {
     return SixteenScales::of(g, Plain<Block>::shift(g) < Plain<Block>::kShift ? shifted : scales.split);
   }
   inline __m256 floats(const Columns* x, int t, int g) const { return _mm256_broadcast_ss(x[t].scale + g); }
-  inline __m256i lifts(int lift) const {
-    return _mm256_mullo_epi16(scales.in_order, _mm256_set1_epi16(static_cast<short>(lift)));
-  }
 };
 
 // acc + the offsets of a unit times a token
@@ -103,14 +91,12 @@ template <class Block, int kR, int kT>
   using P = Plain<Block>;
   P unit[kR];
   Scaling<Block, kT> scaling[kR];
-  __m256i lift[kR][kT];
   __m256 sum_f32x8[kR][kT];
   for (int r = 0; r < kR; ++r) {
     unit[r] = P(block[r]);
     scaling[r] = Scaling<Block, kT>(unit[r], x);
     for (int t = 0; t < kT; ++t) {
       sum_f32x8[r][t] = _mm256_setzero_ps();
-      if (P::kLift) lift[r][t] = _mm256_madd_epi16(load_i8x32(x[t].sum16), scaling[r].lifts(P::kLift << P::kShift));
       if constexpr (P::kMinimum) {
         acc_f32x8[r * kT + t] = add_offsets(unit[r], x[t], acc_f32x8[r * kT + t]);
       }
@@ -119,13 +105,14 @@ template <class Block, int kR, int kT>
 #pragma GCC unroll 8
   for (int g = 0; g < 8; ++g) {
     for (int r = 0; r < kR; ++r) {
-      const __m256i code = unit[r].code(g);
+      __m256i code = unit[r].code(g);
+      if (P::kLift) code = _mm256_sub_epi8(code, _mm256_set1_epi8(P::kLift << P::shift(g)));
       const __m256i magnitude = _mm256_abs_epi8(code);
       const __m256i integers = scaling[r].integers(g);
       for (int t = 0; t < kT; ++t) {
-        const __m256i pairs = pairs_i16x16<P::kCodes>(code, magnitude, load_i8x32(x[t].q + 32 * g));
-        __m256i sums = _mm256_madd_epi16(pairs, integers);
-        if (P::kLift) sums = _mm256_sub_epi32(sums, _mm256_and_si256(lift[r][t], load_i8x32(kLane[g])));
+        const __m256i pairs =
+            pairs_i16x16 < P::kCodes == kUnsigned && P::kLift == 0 > (code, magnitude, load_i8x32(x[t].q + 32 * g));
+        const __m256i sums = _mm256_madd_epi16(pairs, integers);
         sum_f32x8[r][t] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sums), scaling[r].floats(x, t, g), sum_f32x8[r][t]);
       }
     }
