@@ -1,5 +1,5 @@
-// The AVX2 row (with FMA and F16C): matrix-vector kernels for the codebook formats, and for every other format the
-// loops written once over AVX2 words.
+// The AVX2 row (with FMA and F16C), on blocks. This file holds the codebook formats; the others have avx2_plain.inl.h,
+// the loops over rows and tokens avx2_rows.inl.h, weights as float avx2_floats.inl.h.
 //
 //   y = sum over blocks of d * sum over 32 columns of x.scale * sum over 16 columns of s * (q . x.q)
 //
@@ -37,12 +37,6 @@ static inline float sum_of_lanes(__m256 v) {
   const __m128 high = _mm256_extractf128_ps(pairs, 1);
   return _mm_cvtss_f32(
       _mm_add_ss(_mm_add_ss(low, _mm_movehl_ps(low, low)), _mm_add_ss(high, _mm_movehl_ps(high, high))));
-}
-
-// Sums of four products of int8 by int8. The magnitude of -128 is 128, which an unsigned byte holds.
-static inline __m256i dot4_i32x8(__m256i w_i8, __m256i x_i8) {
-  const __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(w_i8), _mm256_sign_epi8(x_i8, w_i8));
-  return _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
 }
 
 static inline __m256i rows_of_8(uint64_t a, uint64_t b, uint64_t c, uint64_t d) {
@@ -254,52 +248,65 @@ static inline __m256i scales32(const Fields& f, int g) {
   return _mm256_shuffle_epi8(f.scale_i16x16, _mm256_set1_epi16(static_cast<short>((2 * g + 1) << 8 | 2 * g)));
 }
 
-static inline __m256 add32(__m256i pairs_i16x16, const Fields& f, int g, const float* scale, __m256 sum_f32x8) {
-  const __m256i sums_i32x8 = _mm256_madd_epi16(pairs_i16x16, scales32(f, g));
-  return _mm256_fmadd_ps(_mm256_cvtepi32_ps(sums_i32x8), _mm256_broadcast_ss(scale + g), sum_f32x8);
+static inline __m256 add32(__m256i pairs_i16x16, __m256i scales_i16x16, const float* scale, __m256 sum_f32x8) {
+  const __m256i sums_i32x8 = _mm256_madd_epi16(pairs_i16x16, scales_i16x16);
+  return _mm256_fmadd_ps(_mm256_cvtepi32_ps(sums_i32x8), _mm256_broadcast_ss(scale), sum_f32x8);
 }
 
-template <class Block>
-static inline __m256 dot_block(const Block& b, const Fields& f, const int8_t* q, const float* scale, const int16_t*) {
-  __m256 sum_f32x8 = _mm256_setzero_ps();
+// What is multiplied with a row, or with one block of it: a token from some column on
+struct Columns {
+  const int8_t* q;
+  const float* scale;
+  const int16_t* sum;
+  const int16_t* sum16;
+
+  inline Columns from(int64_t column) const {
+    return {q + column, scale + column / kActivationGroup, sum + column / kSumGroup, sum16 + column / 16};
+  }
+};
+
+// sum[t] += block . token t, of kT tokens: what is cut out of the block serves all of them.
+template <int kT, class Block>
+static inline void dot_rows(const Block& b, const Fields& f, const Columns* x, __m256* sum_f32x8) {
 #pragma GCC unroll 8
   for (int g = 0; g < 8; ++g) {
-    const __m256i x = _mm256_sign_epi8(load_i8x32(q + 32 * g), signs_of_bits(f.sign[g]));
-    sum_f32x8 = add32(_mm256_maddubs_epi16(rows32(b, f, g), x), f, g, scale, sum_f32x8);
+    const __m256i row = rows32(b, f, g);
+    const __m256i sign = signs_of_bits(f.sign[g]);
+    const __m256i scales = scales32(f, g);
+    for (int t = 0; t < kT; ++t) {
+      const __m256i signed_x = _mm256_sign_epi8(load_i8x32(x[t].q + 32 * g), sign);
+      sum_f32x8[t] = add32(_mm256_maddubs_epi16(row, signed_x), scales, x[t].scale + g, sum_f32x8[t]);
+    }
   }
-  return sum_f32x8;
 }
 
 // The ternary rows of IQ1, without their shifts
-template <class Block>
-static inline __m256 dot_ternary(const Block& b, const Fields& f, const int8_t* q, const float* scale) {
+template <int kT, class Block>
+static inline void dot_ternary(const Block& b, const Fields& f, const Columns* x, __m256* sum_f32x8) {
   const __m256i one = _mm256_set1_epi8(1);
-  __m256 sum_f32x8 = _mm256_setzero_ps();
 #pragma GCC unroll 8
   for (int g = 0; g < 8; ++g) {
-    const __m256i x = _mm256_sign_epi8(load_i8x32(q + 32 * g), rows32(b, f, g));
-    sum_f32x8 = add32(_mm256_maddubs_epi16(one, x), f, g, scale, sum_f32x8);
+    const __m256i row = rows32(b, f, g);
+    const __m256i scales = scales32(f, g);
+    for (int t = 0; t < kT; ++t) {
+      const __m256i signed_x = _mm256_sign_epi8(load_i8x32(x[t].q + 32 * g), row);
+      sum_f32x8[t] = add32(_mm256_maddubs_epi16(one, signed_x), scales, x[t].scale + g, sum_f32x8[t]);
+    }
   }
-  return sum_f32x8;
 }
 
 // The shifts of IQ1 meet sums of activations: one product for 8 columns instead of eight, an integer until x.scale.
-static inline __m256 dot_block(const Iq1S& b, const Fields& f, const int8_t* q, const float* scale,
-                               const int16_t* sum) {
-  // Bit 15 of a word: minus, for 32 columns, whose activations are four sums of 8.
+static inline __m256 dot_shifts(const Iq1S& b, const Fields& f, const Columns& x) {
+  // Bit 15 of a word: minus, for 32 columns, whose activations are two sums of 16.
   const __m128i sign = _mm_or_si128(_mm_srai_epi16(load_u8x16(b.word), 15), _mm_set1_epi16(1));
-  const __m256i shift_i32x8 = _mm256_cvtepi16_epi32(_mm_sign_epi16(low_lane(f.scale_i16x16), sign));
-  const __m256i one = _mm256_set1_epi16(1);
-  const __m256i first = _mm256_madd_epi16(load_i8x32(sum), one);
-  const __m256i second = _mm256_madd_epi16(load_i8x32(sum + 16), one);
-  const __m256i sums_i32x8 = _mm256_permute4x64_epi64(_mm256_hadd_epi32(first, second), 0xd8);
-  const __m256 eighths = _mm256_cvtepi32_ps(_mm256_mullo_epi32(shift_i32x8, sums_i32x8));
-  const __m256 shifts = _mm256_mul_ps(eighths, _mm256_set1_ps(0.125f));
-  return _mm256_fmadd_ps(shifts, _mm256_loadu_ps(scale), dot_ternary(b, f, q, scale));
+  const __m128i shift = _mm_sign_epi16(low_lane(f.scale_i16x16), sign);
+  const __m256i once = _mm256_cvtepu16_epi32(shift);
+  const __m256i twice = _mm256_or_si256(once, _mm256_slli_epi32(once, 16));
+  const __m256 eighths = _mm256_cvtepi32_ps(_mm256_madd_epi16(load_i8x32(x.sum16), twice));
+  return _mm256_mul_ps(_mm256_mul_ps(eighths, _mm256_set1_ps(0.125f)), _mm256_loadu_ps(x.scale));
 }
 
-static inline __m256 dot_block(const Iq1M& b, const Fields& f, const int8_t* q, const float* scale,
-                               const int16_t* sum) {
+static inline __m256 dot_shifts(const Iq1M& b, const Fields& f, const Columns& x) {
   // Bit 3 of a nibble: minus, for 8 columns. Two of them share a scale.
   const __m256i minus = _mm256_cmpgt_epi8(high_nibbles(b), _mm256_set1_epi8(7));
   const __m128i even = low_lane(f.scale_i16x16);
@@ -308,34 +315,51 @@ static inline __m256 dot_block(const Iq1M& b, const Fields& f, const int8_t* q, 
   for (int half = 0; half < 2; ++half) {
     const __m256i sign = _mm256_cvtepi8_epi16(half ? high_lane(minus) : low_lane(minus));
     const __m256i signed_i16x16 =
-        _mm256_sign_epi16(load_i8x32(sum + 16 * half), _mm256_or_si256(sign, _mm256_set1_epi16(1)));
+        _mm256_sign_epi16(load_i8x32(x.sum + 16 * half), _mm256_or_si256(sign, _mm256_set1_epi16(1)));
     const __m128i in_order = half ? _mm_unpackhi_epi16(even, odd) : _mm_unpacklo_epi16(even, odd);
     const __m256i once = _mm256_cvtepi16_epi32(in_order);
     const __m256i twice = _mm256_or_si256(once, _mm256_slli_epi32(once, 16));
-    const __m128 four = _mm_loadu_ps(scale + 4 * half);
+    const __m128 four = _mm_loadu_ps(x.scale + 4 * half);
     const __m256 x_scale = _mm256_set_m128(_mm_unpackhi_ps(four, four), _mm_unpacklo_ps(four, four));
     eighths = _mm256_fmadd_ps(_mm256_cvtepi32_ps(_mm256_madd_epi16(signed_i16x16, twice)), x_scale, eighths);
   }
-  return _mm256_fmadd_ps(eighths, _mm256_set1_ps(0.125f), dot_ternary(b, f, q, scale));
+  return _mm256_mul_ps(eighths, _mm256_set1_ps(0.125f));
+}
+
+template <int kT, class Block>
+static inline void dot_block(const Block& b, const Fields& f, const Columns* x, __m256* sum_f32x8) {
+  dot_rows<kT>(b, f, x, sum_f32x8);
+}
+template <int kT>
+static inline void dot_block(const Iq1S& b, const Fields& f, const Columns* x, __m256* sum_f32x8) {
+  for (int t = 0; t < kT; ++t) sum_f32x8[t] = dot_shifts(b, f, x[t]);
+  dot_ternary<kT>(b, f, x, sum_f32x8);
+}
+template <int kT>
+static inline void dot_block(const Iq1M& b, const Fields& f, const Columns* x, __m256* sum_f32x8) {
+  for (int t = 0; t < kT; ++t) sum_f32x8[t] = dot_shifts(b, f, x[t]);
+  dot_ternary<kT>(b, f, x, sum_f32x8);
 }
 
 // The fields of a block are cut while the block before it is multiplied: they go through memory, and a loop that waited
 // for them would not keep the processor full.
-template <class Block>
-static void gemv_codebook(const Rows& rows, const Activations& x, float* out) {
-  const int64_t n_blocks = rows.cols / 256;
+template <class Block, int kT>
+static inline void dot_codebook_row(const Block* block, int64_t cols, const Columns* x, __m256* acc_f32x8) {
+  const int64_t n_blocks = cols / 256;
   Fields fields[2];
-  for (int64_t r = 0; r < rows.n_rows; ++r) {
-    const Block* block = reinterpret_cast<const Block*>(rows.data + r * rows.row_bytes);
-    __m256 acc_f32x8 = _mm256_setzero_ps();
-    fields_of(block[0], fields[0]);
-    for (int64_t b = 0; b < n_blocks; ++b) {
-      const int64_t next = b + 1 < n_blocks ? b + 1 : b;
-      fields_of(block[next], fields[(b + 1) % 2]);
-      const __m256 sum_f32x8 = dot_block(block[b], fields[b % 2], x.q + 256 * b, x.scale + 8 * b, x.sum + 32 * b);
-      acc_f32x8 = _mm256_fmadd_ps(sum_f32x8, _mm256_set1_ps(block_factor(block[b])), acc_f32x8);
+  fields_of(block[0], fields[0]);
+  for (int64_t b = 0; b < n_blocks; ++b) {
+    const int64_t next = b + 1 < n_blocks ? b + 1 : b;
+    fields_of(block[next], fields[(b + 1) % 2]);
+    Columns here[kT];
+    __m256 sum_f32x8[kT];
+    for (int t = 0; t < kT; ++t) {
+      here[t] = x[t].from(256 * b);
+      sum_f32x8[t] = _mm256_setzero_ps();
     }
-    out[r] = sum_of_lanes(acc_f32x8);
+    dot_block<kT>(block[b], fields[b % 2], here, sum_f32x8);
+    const __m256 factor = _mm256_set1_ps(block_factor(block[b]));
+    for (int t = 0; t < kT; ++t) acc_f32x8[t] = _mm256_fmadd_ps(sum_f32x8[t], factor, acc_f32x8[t]);
   }
 }
 
@@ -373,127 +397,25 @@ static inline float code_factor(const Iq1M& b) { return block_factor(b) * 0.125f
 
 // A format is a codebook format where fields_of takes it.
 template <class Block, class Result = void>
-struct OwnUnpack {
+struct IsCodebook {
   static constexpr bool kExists = false;
 };
-
 template <class Block>
-struct OwnUnpack<Block, decltype(fields_of(*static_cast<const Block*>(nullptr), *static_cast<Fields*>(nullptr)))> {
+struct IsCodebook<Block, decltype(fields_of(*static_cast<const Block*>(nullptr), *static_cast<Fields*>(nullptr)))> {
   static constexpr bool kExists = true;
-
-  static inline void run(const Block& b, int8_t* q, float* scale, float*) {
-    Fields f;
-    fields_of(b, f);
-    for (int g = 0; g < 8; ++g) _mm256_storeu_si256(reinterpret_cast<__m256i*>(q + 32 * g), codes32(b, f, g));
-    const __m128i even = low_lane(f.scale_i16x16);
-    const __m128i odd = high_lane(f.scale_i16x16);
-    const __m256 factor = _mm256_set1_ps(code_factor(b));
-    const __m256i first = _mm256_cvtepi16_epi32(_mm_unpacklo_epi16(even, odd));
-    const __m256i second = _mm256_cvtepi16_epi32(_mm_unpackhi_epi16(even, odd));
-    _mm256_storeu_ps(scale, _mm256_mul_ps(_mm256_cvtepi32_ps(first), factor));
-    _mm256_storeu_ps(scale + 8, _mm256_mul_ps(_mm256_cvtepi32_ps(second), factor));
-  }
 };
 
-// ---- the loops written once ----
+// ---- every other format, and the loops ----
 
-#include "unpack.inl.h"
+#include "avx2_plain.inl.h"
 
-struct Sum {
-  __m256 f32x8;
-};
+#include "avx2_rows.inl.h"
 
-// Scales of 32 columns: lanes 0..3 belong to the first 16 columns, lanes 4..7 to the rest, like the sums of
-// dot4_i32x8.
-static inline __m256 lanes_of_two(const float* two) {
-  return _mm256_set_m128(_mm_broadcast_ss(two + 1), _mm_broadcast_ss(two));
-}
+#include "avx2_floats.inl.h"
 
-template <bool kHasOffset>
-static inline void add_chunk(Sum& acc, const Unpacked& u, int n, const int8_t* q, const float* scale,
-                             const int16_t* sum) {
-  __m256 out = acc.f32x8;
-  for (int g = 0; g < n / kActivationGroup; ++g) {
-    const __m256i dots = dot4_i32x8(load_i8x32(u.q + 32 * g), load_i8x32(q + 32 * g));
-    const __m256 x_scale = _mm256_broadcast_ss(scale + g);
-    out = _mm256_fmadd_ps(_mm256_mul_ps(_mm256_cvtepi32_ps(dots), lanes_of_two(u.scale + 2 * g)), x_scale, out);
-  }
-  if (kHasOffset) {
-    // Two sums of 8 columns meet one offset; activation scale g belongs to the offsets 2 g and 2 g + 1.
-    for (int g = 0; g < n / kActivationGroup; g += 4) {
-      const __m256i sums_i32x8 = _mm256_madd_epi16(load_i8x32(sum + 4 * g), _mm256_set1_epi16(1));
-      const __m128 four = _mm_loadu_ps(scale + g);
-      const __m256 scales = _mm256_set_m128(_mm_unpackhi_ps(four, four), _mm_unpacklo_ps(four, four));
-      const int left = n / 16 - 2 * g;  // offsets past the columns of a short chunk are not written
-      const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
-      const __m256i valid = _mm256_cmpgt_epi32(_mm256_set1_epi32(left), lane);
-      const __m256 offsets = _mm256_maskload_ps(u.offset + 2 * g, valid);
-      out = _mm256_fmadd_ps(_mm256_mul_ps(offsets, _mm256_cvtepi32_ps(sums_i32x8)), scales, out);
-    }
-  }
-  acc.f32x8 = out;
-}
+#include "gemm_float.inl.h"
 
-static inline float total(const Sum& acc) { return sum_of_lanes(acc.f32x8); }
-
-// The scales of each 32 columns of each row, spread over the lanes once for all tokens.
-struct PanelScales {
-  __m256 lanes[kPanel][kChunk / 32];
-};
-
-static inline void load_scales(const Unpacked* u, int n_rows, int n, PanelScales& scales) {
-  for (int p = 0; p < n_rows; ++p) {
-    for (int g = 0; g < n / 32; ++g) scales.lanes[p][g] = lanes_of_two(u[p].scale + 2 * g);
-  }
-}
-
-// Four sums of lanes at once
-static inline __m128 sums_of_lanes(__m256 a, __m256 b, __m256 c, __m256 d) {
-  const __m256 four = _mm256_hadd_ps(_mm256_hadd_ps(a, b), _mm256_hadd_ps(c, d));
-  return _mm_add_ps(_mm256_castps256_ps128(four), _mm256_extractf128_ps(four, 1));
-}
-
-// A whole panel and a whole chunk: each vector of activations is loaded once for four rows.
-static inline void dot_four_rows(const Unpacked* u, const PanelScales& scales, const int8_t* q, const float* scale,
-                                 float* dots) {
-  __m256 acc[kPanel] = {_mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps()};
-  for (int g = 0; g < kChunk / 32; ++g) {
-    const __m256i x = load_i8x32(q + 32 * g);
-    const __m256 x_scale = _mm256_broadcast_ss(scale + g);
-    for (int p = 0; p < kPanel; ++p) {
-      const __m256 dot = _mm256_cvtepi32_ps(dot4_i32x8(load_i8x32(u[p].q + 32 * g), x));
-      acc[p] = _mm256_fmadd_ps(_mm256_mul_ps(dot, scales.lanes[p][g]), x_scale, acc[p]);
-    }
-  }
-  _mm_storeu_ps(dots, sums_of_lanes(acc[0], acc[1], acc[2], acc[3]));
-}
-
-template <bool kHasOffset>
-static inline void dot_panel(const Unpacked* u, const PanelScales& scales, int n_rows, int n, const int8_t* q,
-                             const float* scale, const int16_t* sum, float* dots) {
-  if (!kHasOffset && n_rows == kPanel && n == kChunk) {
-    dot_four_rows(u, scales, q, scale, dots);
-    return;
-  }
-  for (int p = 0; p < n_rows; ++p) {
-    Sum acc{_mm256_setzero_ps()};
-    add_chunk<kHasOffset>(acc, u[p], n, q, scale, sum);
-    dots[p] = total(acc);
-  }
-}
-
-static inline float dot_float(const float* w, const float* x, int n) {
-  __m256 even = _mm256_setzero_ps();
-  __m256 odd = _mm256_setzero_ps();
-  int c = 0;
-  for (; c + 16 <= n; c += 16) {
-    even = _mm256_fmadd_ps(_mm256_loadu_ps(w + c), _mm256_loadu_ps(x + c), even);
-    odd = _mm256_fmadd_ps(_mm256_loadu_ps(w + c + 8), _mm256_loadu_ps(x + c + 8), odd);
-  }
-  float tail = 0.0f;
-  for (; c < n; ++c) tail += w[c] * x[c];
-  return sum_of_lanes(_mm256_add_ps(even, odd)) + tail;
-}
+// ---- activations ----
 
 static inline float largest_magnitude(const float* x) {
   // A maximum would lose NaN: magnitudes are compared as integers, which order floats of one sign, NaN above infinity.
@@ -518,26 +440,11 @@ static inline void round_group(const float* x, float inverse, int8_t* q) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(q), _mm256_permutevar8x32_epi32(packed, order));
 }
 
-#include "gemv.inl.h"
-
-#include "gemm.inl.h"
-
 #include "quantize.inl.h"
-
-// A codebook format takes its own matrix-vector kernel, every other one the loop written once.
-template <class Block, bool kOwn = OwnUnpack<Block>::kExists>
-struct Gemv {
-  static constexpr GemvFn kFn = IntegerKernels<Block>::kGemv;
-};
-
-template <class Block>
-struct Gemv<Block, true> {
-  static constexpr GemvFn kFn = gemv_codebook<Block>;
-};
 
 }  // namespace
 
-#define LUTKERN_GEMV(name, Block) Gemv<Block>::kFn,
+#define LUTKERN_GEMV(name, Block) IntegerKernels<Block>::kGemv,
 #define LUTKERN_GEMM(name, Block) IntegerKernels<Block>::kGemm,
 #define LUTKERN_GEMM_FLOAT(name, Block) gemm_float<Block>,
 #define LUTKERN_DEQUANTIZE(name, Block) dequantize<Block>,

@@ -4,7 +4,7 @@
 //   PanelScales, load_scales(const Unpacked*, int n_rows, int n, PanelScales&)      as dot_panel wants them
 //   template <bool kHasOffset>
 //   void dot_panel(const Unpacked*, const PanelScales&, int n_rows, int n, q, scale, sum, float* dots)
-//   float dot_float(const float* w, const float* x, int n)
+//   what gemm_float.inl.h wants
 //
 // A panel of kPanel rows is unpacked chunk by chunk, and each chunk meets every token while it is in L1:
 //
@@ -35,21 +35,7 @@ static void gemm(const Rows& rows, const Activations& x, const int32_t* token, i
   }
 }
 
-template <class Block>
-static void gemm_float(const Rows& rows, const float* x, int64_t x_stride, const int32_t* token, int64_t n_tokens,
-                       float* out, int64_t out_stride) {
-  alignas(64) float w[kChunk];
-  for (int64_t r = 0; r < rows.n_rows; ++r) {
-    for (int64_t chunk = 0; chunk * kChunk < rows.cols; ++chunk) {
-      const int n = ChunkToFloat<Block>::run(rows.data + r * rows.row_bytes, chunk, rows.cols, w);
-      for (int64_t i = 0; i < n_tokens; ++i) {
-        const float dot = dot_float(w, x + token[i] * x_stride + chunk * kChunk, n);
-        float* y = out + i * out_stride + r;
-        *y = chunk == 0 ? dot : *y + dot;
-      }
-    }
-  }
-}
+#include "gemm_float.inl.h"
 
 // The table entries of a format; a float format has no integer kernels.
 template <class Block, bool kFloat = Block::kIsFloat != 0>
