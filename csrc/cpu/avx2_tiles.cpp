@@ -45,9 +45,6 @@ static inline void prefetch(const uint8_t* p, int64_t bytes) {
   for (int64_t at = 0; at < bytes; at += 64) _mm_prefetch(reinterpret_cast<const char*>(p + at + 4096), _MM_HINT_T0);
 }
 
-static inline Vi8 above(Vi8 v, int8_t limit) {
-  return reinterpret_cast<Vi8>(_mm256_cmpgt_epi8(raw(v), _mm256_set1_epi8(limit)));
-}
 static inline Vf32 float_of(Vi32 v) { return _mm256_cvtepi32_ps(raw(v)); }
 static inline Vf32 fma(Vf32 a, Vf32 b, Vf32 c) { return _mm256_fmadd_ps(a, b, c); }
 static inline Vf32 halves(const uint8_t* p) {

@@ -26,6 +26,17 @@ struct TileBody {
   inline Vu32 word(int u) const { return load(body + 64 * u); }
 };
 
+// What an ISA may have in another form: it declares the template and specialises it for its vector before this file.
+//
+// SignedCodes: how signed bytes become codes; kMax and kOffset as in TileCodes.
+template <class V>
+struct SignedCodes {
+  static constexpr int kMax = 0;
+  static constexpr int kOffset = 0;
+  static inline V of(V bytes) { return bytes; }
+  static inline V of_iq4(V nibbles) { return lookup16(kIq4Values, nibbles); }
+};
+
 static inline Vu32 splat(uint32_t value) { return Vu32{} + value; }
 static inline Vu8 bytes_of(Vu32 word, int shift, uint32_t mask) {
   return reinterpret_cast<Vu8>((word >> shift) & splat(0x01010101u * mask));
@@ -214,11 +225,11 @@ struct TileCodes<Q51> : Plan<1, 31, 0, 0, false, true>, TileBody {
 };
 
 template <>
-struct TileCodes<Q80> : Plan<1, 0, 0, 0>, TileBody {
+struct TileCodes<Q80> : Plan<1, SignedCodes<Vu8>::kMax, SignedCodes<Vu8>::kOffset, 0>, TileBody {
   const uint8_t* tail;
   inline TileCodes(const uint8_t* body_, const uint8_t* tail_) : TileBody{body_}, tail(tail_) {}
   inline void codes(int, Vu8* code) const {
-    for (int v = 0; v < 8; ++v) code[v] = reinterpret_cast<Vu8>(word(v));
+    for (int v = 0; v < 8; ++v) code[v] = SignedCodes<Vu8>::of(reinterpret_cast<Vu8>(word(v)));
   }
   inline Vf32 factor() const { return halves(tail); }
 };
@@ -226,18 +237,18 @@ struct TileCodes<Q80> : Plan<1, 0, 0, 0>, TileBody {
 // ---- 4-bit codes through a table ----
 
 template <>
-struct TileCodes<Iq4Nl> : Plan<1, 0, 0, 0>, TileBody {
+struct TileCodes<Iq4Nl> : Plan<1, SignedCodes<Vu8>::kMax, SignedCodes<Vu8>::kOffset, 0>, TileBody {
   const uint8_t* tail;
   inline TileCodes(const uint8_t* body_, const uint8_t* tail_) : TileBody{body_}, tail(tail_) {}
   inline void codes(int, Vu8* code) const {
     nibbles(*this, 0, code);
-    for (int v = 0; v < 8; ++v) code[v] = lookup16(kIq4Values, code[v]);
+    for (int v = 0; v < 8; ++v) code[v] = SignedCodes<Vu8>::of_iq4(code[v]);
   }
   inline Vf32 factor() const { return halves(tail); }
 };
 
 template <>
-struct TileCodes<Iq4Xs> : Plan<8, 0, 0, 1>, TileBody {
+struct TileCodes<Iq4Xs> : Plan<8, SignedCodes<Vu8>::kMax, SignedCodes<Vu8>::kOffset, 1>, TileBody {
   const uint8_t* tail;
   Vu32 low;
   Vu32 high;
@@ -245,7 +256,7 @@ struct TileCodes<Iq4Xs> : Plan<8, 0, 0, 1>, TileBody {
       : TileBody{body_}, tail(tail_), low(word(0)), high(widen_u16(tail_ + 2 * kTileRows)) {}
   inline void codes(int g, Vu8* code) const {
     nibbles(*this, 1 + 4 * g, code);
-    for (int v = 0; v < 8; ++v) code[v] = lookup16(kIq4Values, code[v]);
+    for (int v = 0; v < 8; ++v) code[v] = SignedCodes<Vu8>::of_iq4(code[v]);
   }
   inline Vi16 scales(int g) const {
     const Vu32 s = ((low >> (4 * g)) & 15) | ((high >> (2 * g)) & 3) << 4;
@@ -278,40 +289,51 @@ struct TileCodes<Mxfp4> : Plan<1, 24, 12, 0>, TileBody {
 static inline Vu8 top_digit(Vu8 q) {
   const Vi8 number = reinterpret_cast<Vi8>(q);
   // -1 from 86 - 128 on, and from 171 - 128 on
-  return reinterpret_cast<Vu8>(-(above(number, -43) + above(number, 42)));
+  return reinterpret_cast<Vu8>(-(Vi8(number > int8_t{-43}) + Vi8(number > int8_t{42})));
 }
+
+// The digits of a vector of bytes, asked for in order: k is 0, 1, ... 4.
+template <class V>
+struct FiveDigits {
+  V q;
+  inline void put(V bytes) { q = bytes; }
+  inline V digit(int) {
+    const V top = top_digit(q);
+    q = q + q + q;
+    return top;
+  }
+};
 
 template <>
 struct TileCodes<Tq10> : Plan<8, 2, 1, 0>, TileBody {
   const uint8_t* tail;
-  Vu8 q[8];
+  FiveDigits<Vu8> five[8];
   inline TileCodes(const uint8_t* body_, const uint8_t* tail_) : TileBody{body_}, tail(tail_) {
-    for (int v = 0; v < 8; ++v) q[v] = reinterpret_cast<Vu8>(word(v));
-  }
-  inline Vu8 draw(int v) {
-    const Vu8 digit = top_digit(q[v]);
-    q[v] = q[v] + q[v] + q[v];
-    return digit;
+    for (int v = 0; v < 8; ++v) five[v].put(reinterpret_cast<Vu8>(word(v)));
   }
   inline void codes(int g, Vu8* code) {
-    if (g == 5) {
-      for (int v = 0; v < 5; ++v) q[v] = reinterpret_cast<Vu8>(word(8 + v));
+    if (g < 5) {
+      for (int v = 0; v < 8; ++v) code[v] = five[v].digit(g);
+      return;
     }
     // Columns 160 .. 239 have 16 columns to a digit, the last 16 columns four.
-    for (int v = 0; v < 8; ++v) code[v] = draw(g < 5 ? v : (g == 7 && v > 3 ? 4 : v % 4));
+    if (g == 5) {
+      for (int v = 0; v < 5; ++v) five[v].put(reinterpret_cast<Vu8>(word(8 + v)));
+    }
+    for (int v = 0; v < 4; ++v) code[v] = five[v].digit(2 * (g - 5));
+    for (int v = 0; v < 4; ++v) code[4 + v] = g < 7 ? five[v].digit(2 * (g - 5) + 1) : five[4].digit(v);
   }
   inline Vf32 factor() const { return halves(tail); }
 };
 
 // The digits of IQ1, 0 .. 2: vector number 8 g + v is digit (8 g + v) % 5 of word (8 g + v) / 5.
 struct Digits : TileBody {
-  Vu8 q;
+  FiveDigits<Vu8> five;
   inline void draw(int g, Vu8* code) {
     for (int v = 0; v < 8; ++v) {
       const int at = 8 * g + v;
-      if (at % 5 == 0) q = reinterpret_cast<Vu8>(word(at / 5));
-      code[v] = top_digit(q);
-      q = q + q + q;
+      if (at % 5 == 0) five.put(reinterpret_cast<Vu8>(word(at / 5)));
+      code[v] = five.digit(at % 5);
     }
   }
 };
