@@ -4,6 +4,7 @@
 #pragma once
 #include_next <immintrin.h>
 
+#define SIMDE_NO_INLINE
 #define SIMDE_ENABLE_NATIVE_ALIASES
 #include <math.h>
 #include <simde/x86/avx512.h>
@@ -14,6 +15,7 @@
 
 #undef _mm512_dpbusd_epi32
 #undef _mm512_madd_epi16
+#undef _mm512_permute_ps
 #define _mm512_dpbusd_epi32(...) simde_mm512_dpbusd_epi32(__VA_ARGS__)
 #define _mm512_madd_epi16(...) simde_mm512_madd_epi16(__VA_ARGS__)
 
