@@ -343,7 +343,7 @@ static inline void grid4(const Codebook<uint32_t, kRows>& grid, const Numbers& n
 }
 
 // x, or -x where the top bit of the byte is set
-static inline Vi8 negate_where(Vi8 x, Vu8 top) {
+[[maybe_unused]] static inline Vi8 negate_where(Vi8 x, Vu8 top) {
   return reinterpret_cast<Vi8>(
       _mm512_mask_sub_epi8(raw(x), _mm512_movepi8_mask(raw(top)), _mm512_setzero_si512(), raw(x)));
 }
