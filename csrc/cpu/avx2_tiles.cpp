@@ -45,9 +45,10 @@ static inline void prefetch(const uint8_t* p, int64_t bytes) {
   for (int64_t at = 0; at < bytes; at += 64) _mm_prefetch(reinterpret_cast<const char*>(p + at + 4096), _MM_HINT_T0);
 }
 
-static inline Vi8 above(Vi8 a, Vi8 b) { return reinterpret_cast<Vi8>(_mm256_cmpgt_epi8(raw(a), raw(b))); }
+// 255 where a is above b, as signed numbers
+static inline Vu8 above(Vu8 a, Vu8 b) { return reinterpret_cast<Vu8>(_mm256_cmpgt_epi8(raw(a), raw(b))); }
 // A constant of which the compiler does not know that it is one: it would turn comparisons with it into two instructions.
-static inline Vi8 hidden(Vi8 v) {
+static inline Vu8 hidden(Vu8 v) {
   asm("" : "+x"(v));
   return v;
 }

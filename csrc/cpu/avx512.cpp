@@ -363,7 +363,7 @@ static inline __m512i magnitudes(const Decoded& d) {
     const __m512i begin = all_u64(0x0e0c0a0806040200 + kChunkOfBlock * 0x1010101010101010);
     return _mm512_permutexvar_epi8(_mm512_multishift_epi64_epi8(begin, d.codes[0]), values);
   } else {
-    const __m512i begin = all_u64(0x1916131009060300 + kChunkOfBlock % 2 * 0x2020202020202020);
+    const __m512i begin = all_u64(0x1b1813100b080300 + kChunkOfBlock % 2 * 0x2020202020202020);
     return _mm512_permutexvar_epi8(_mm512_multishift_epi64_epi8(begin, d.codes[kChunkOfBlock / 2]), values);
   }
 }

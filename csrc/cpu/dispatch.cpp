@@ -65,7 +65,7 @@ struct IsaRow {
 
 constexpr IsaRow kRows[] = {
 #if defined(LUTKERN_HAVE_AVX512)
-    {&kAvx512Kernels, nullptr, has_avx512},
+    {&kAvx512Kernels, &kAvx512TileKernels, has_avx512},
 #endif
 #if defined(LUTKERN_HAVE_AVX2)
     {&kAvx2Kernels, &kAvx2TileKernels, has_avx2},

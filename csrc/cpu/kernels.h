@@ -80,6 +80,7 @@ extern const BlockKernels kNeonKernels;
 extern const BlockKernels kNeonI8mmKernels;
 extern const BlockKernels kAvx512Kernels;
 extern const TileKernels kAvx2TileKernels;
+extern const TileKernels kAvx512TileKernels;
 
 // What runs, with the row that supplied each entry. Only the entries for tiles may be null: then tiles go through
 // blocks.

@@ -26,6 +26,17 @@ struct TileBody {
   inline Vu32 word(int u) const { return load(body + 64 * u); }
 };
 
+// What an ISA may have in another form: it declares the template and specialises it for its vector before this file.
+//
+// SignedCodes: how signed bytes become codes; kMax and kOffset as in TileCodes.
+template <class V>
+struct SignedCodes {
+  static constexpr int kMax = 0;
+  static constexpr int kOffset = 0;
+  static inline V of(V bytes) { return bytes; }
+  static inline V of_iq4(V nibbles) { return lookup16(kIq4Values, nibbles); }
+};
+
 static inline Vu32 splat(uint32_t value) { return Vu32{} + value; }
 static inline Vu8 bytes_of(Vu32 word, int shift, uint32_t mask) {
   return reinterpret_cast<Vu8>((word >> shift) & splat(0x01010101u * mask));
@@ -214,11 +225,11 @@ struct TileCodes<Q51> : Plan<1, 31, 0, 0, false, true>, TileBody {
 };
 
 template <>
-struct TileCodes<Q80> : Plan<1, 0, 0, 0>, TileBody {
+struct TileCodes<Q80> : Plan<1, SignedCodes<Vu8>::kMax, SignedCodes<Vu8>::kOffset, 0>, TileBody {
   const uint8_t* tail;
   inline TileCodes(const uint8_t* body_, const uint8_t* tail_) : TileBody{body_}, tail(tail_) {}
   inline void codes(int, Vu8* code) const {
-    for (int v = 0; v < 8; ++v) code[v] = reinterpret_cast<Vu8>(word(v));
+    for (int v = 0; v < 8; ++v) code[v] = SignedCodes<Vu8>::of(reinterpret_cast<Vu8>(word(v)));
   }
   inline Vf32 factor() const { return halves(tail); }
 };
@@ -226,18 +237,18 @@ struct TileCodes<Q80> : Plan<1, 0, 0, 0>, TileBody {
 // ---- 4-bit codes through a table ----
 
 template <>
-struct TileCodes<Iq4Nl> : Plan<1, 0, 0, 0>, TileBody {
+struct TileCodes<Iq4Nl> : Plan<1, SignedCodes<Vu8>::kMax, SignedCodes<Vu8>::kOffset, 0>, TileBody {
   const uint8_t* tail;
   inline TileCodes(const uint8_t* body_, const uint8_t* tail_) : TileBody{body_}, tail(tail_) {}
   inline void codes(int, Vu8* code) const {
     nibbles(*this, 0, code);
-    for (int v = 0; v < 8; ++v) code[v] = lookup16(kIq4Values, code[v]);
+    for (int v = 0; v < 8; ++v) code[v] = SignedCodes<Vu8>::of_iq4(code[v]);
   }
   inline Vf32 factor() const { return halves(tail); }
 };
 
 template <>
-struct TileCodes<Iq4Xs> : Plan<8, 0, 0, 1>, TileBody {
+struct TileCodes<Iq4Xs> : Plan<8, SignedCodes<Vu8>::kMax, SignedCodes<Vu8>::kOffset, 1>, TileBody {
   const uint8_t* tail;
   Vu32 low;
   Vu32 high;
@@ -245,7 +256,7 @@ struct TileCodes<Iq4Xs> : Plan<8, 0, 0, 1>, TileBody {
       : TileBody{body_}, tail(tail_), low(word(0)), high(widen_u16(tail_ + 2 * kTileRows)) {}
   inline void codes(int g, Vu8* code) const {
     nibbles(*this, 1 + 4 * g, code);
-    for (int v = 0; v < 8; ++v) code[v] = lookup16(kIq4Values, code[v]);
+    for (int v = 0; v < 8; ++v) code[v] = SignedCodes<Vu8>::of_iq4(code[v]);
   }
   inline Vi16 scales(int g) const {
     const Vu32 s = ((low >> (4 * g)) & 15) | ((high >> (2 * g)) & 3) << 4;
@@ -274,57 +285,64 @@ struct TileCodes<Mxfp4> : Plan<1, 24, 12, 0>, TileBody {
 
 // ---- base 3 ----
 
-// Bytes of five digits each, see tiles/ternary.h: 0, -1 or -2 for the top digits, and the bytes with the next ones on top.
-struct Ternary {
-  Vi8 first = hidden(Vi8{} - 43);   // digit 1 from 86 - 128 on
-  Vi8 second = hidden(Vi8{} + 42);  // digit 2 from 171 - 128 on
-  inline Vu8 top(Vu8 q) const {
-    const Vi8 number = reinterpret_cast<Vi8>(q);
-    return reinterpret_cast<Vu8>(-(above(number, first) + above(number, second)));
+// The digits of a vector of bytes, see tiles/ternary.h, asked for in order: k is 0, 1, ... 4. The top digit is 1 from
+// 86 - 128 on and 2 from 171 - 128 on; three times the byte brings up the next.
+template <class V>
+struct FiveDigits {
+  V one = hidden(V{} + uint8_t{256 - 43});
+  V two = hidden(V{} + uint8_t{42});
+  V q;
+  inline void put(V bytes) { q = bytes; }
+  inline V digit(int) {
+    const V number = next();
+    return V{} - above(number, one) - above(number, two);
   }
   // 8 digit + base
-  inline Vu8 eight_times(Vu8 q, Vu8 base) const {
-    const Vi8 number = reinterpret_cast<Vi8>(q);
-    return (reinterpret_cast<Vu8>(above(number, first)) & 8) + base +
-           (reinterpret_cast<Vu8>(above(number, second)) & 8);
+  inline V eight_times(int, V base) {
+    const V number = next();
+    return (above(number, one) & 8) + base + (above(number, two) & 8);
+  }
+  inline V next() {
+    const V now = q;
+    q = q + q + q;
+    return now;
   }
 };
 
 template <>
 struct TileCodes<Tq10> : Plan<8, 2, 1, 0>, TileBody {
   const uint8_t* tail;
-  Ternary ternary;
-  Vu8 q[8];
+  FiveDigits<Vu8> five[8];
   inline TileCodes(const uint8_t* body_, const uint8_t* tail_) : TileBody{body_}, tail(tail_) {
-    for (int v = 0; v < 8; ++v) q[v] = reinterpret_cast<Vu8>(word(v));
-  }
-  inline Vu8 draw(int v) {
-    const Vu8 digit = ternary.top(q[v]);
-    q[v] = q[v] + q[v] + q[v];
-    return digit;
+    for (int v = 0; v < 8; ++v) five[v].put(reinterpret_cast<Vu8>(word(v)));
   }
   inline void codes(int g, Vu8* code) {
-    if (g == 5) {
-      for (int v = 0; v < 5; ++v) q[v] = reinterpret_cast<Vu8>(word(8 + v));
+    if (g < 5) {
+      for (int v = 0; v < 8; ++v) code[v] = five[v].digit(g);
+      return;
     }
     // Columns 160 .. 239 have 16 columns to a digit, the last 16 columns four.
-    for (int v = 0; v < 8; ++v) code[v] = draw(g < 5 ? v : (g == 7 && v > 3 ? 4 : v % 4));
+    if (g == 5) {
+      for (int v = 0; v < 5; ++v) five[v].put(reinterpret_cast<Vu8>(word(8 + v)));
+    }
+    for (int v = 0; v < 4; ++v) code[v] = five[v].digit(2 * (g - 5));
+    for (int v = 0; v < 4; ++v) code[4 + v] = g < 7 ? five[v].digit(2 * (g - 5) + 1) : five[4].digit(v);
   }
   inline Vf32 factor() const { return halves(tail); }
 };
 
 // The digits of IQ1, 0 .. 2: vector number 8 g + v is digit (8 g + v) % 5 of word (8 g + v) / 5.
 struct Digits : TileBody {
-  Ternary ternary;
-  Vu8 q;
-  inline Vu8 next(int at) {
-    if (at % 5 == 0) q = reinterpret_cast<Vu8>(word(at / 5));
-    const Vu8 now = q;
-    q = q + q + q;
-    return now;
+  FiveDigits<Vu8> five;
+  inline int at(int number) {
+    if (number % 5 == 0) five.put(reinterpret_cast<Vu8>(word(number / 5)));
+    return number % 5;
   }
   inline void draw(int g, Vu8* code) {
-    for (int v = 0; v < 8; ++v) code[v] = ternary.top(next(8 * g + v));
+    for (int v = 0; v < 8; ++v) {
+      const int k = at(8 * g + v);
+      code[v] = five.digit(k);
+    }
   }
 };
 
@@ -334,11 +352,14 @@ struct TileCodes<Iq1S> : Plan<8, 18, 9, 1>, Digits {
   const uint8_t* tail;
   Vu32 nibble;
   inline TileCodes(const uint8_t* body_, const uint8_t* tail_)
-      : Digits{{body_}, {}, {}}, tail(tail_), nibble(word(kDigitWords)) {}
+      : Digits{{body_}, {}}, tail(tail_), nibble(word(kDigitWords)) {}
   inline Vi32 minus(int g) const { return reinterpret_cast<Vi32>(nibble << (28 - 4 * g)) >> 31; }
   inline void codes(int g, Vu8* code) {
     const Vu8 plus_two = reinterpret_cast<Vu8>(~minus(g)) & 2;
-    for (int v = 0; v < 8; ++v) code[v] = ternary.eight_times(next(8 * g + v), plus_two);
+    for (int v = 0; v < 8; ++v) {
+      const int k = at(8 * g + v);
+      code[v] = five.eight_times(k, plus_two);
+    }
   }
   // 2 s + 1
   inline Vi16 scales(int g) const {
@@ -354,7 +375,7 @@ struct TileCodes<Iq1M> : Plan<8, 18, 9, 2>, Digits {
   Vu32 shift_bits;
   Vu32 scale_words[2];
   inline TileCodes(const uint8_t* body_, const uint8_t*)
-      : Digits{{body_}, {}, {}}, shift_bits(word(kDigitWords)), scale_words{word(14), word(15)} {}
+      : Digits{{body_}, {}}, shift_bits(word(kDigitWords)), scale_words{word(14), word(15)} {}
   // Of 16 columns h: the first and the second 8 columns
   inline Vi16 minus(int h) const {
     return reinterpret_cast<Vi16>(reinterpret_cast<Vu16>(shift_bits) << (15 - h)) >> 15;
@@ -367,7 +388,8 @@ struct TileCodes<Iq1M> : Plan<8, 18, 9, 2>, Digits {
       const Vu32 high = plus >> 16;
       const Vu8 second = reinterpret_cast<Vu8>(high | high << 16) & 2;
       for (int v = 4 * half; v < 4 * half + 4; ++v) {
-        code[v] = ternary.eight_times(next(8 * g + v), v % 4 < 2 ? first : second);
+        const int k = at(8 * g + v);
+        code[v] = five.eight_times(k, v % 4 < 2 ? first : second);
       }
     }
   }

@@ -31,8 +31,8 @@ struct Panel {
     for (int v = 0; v < 8; ++v) code[at][v][p] = group[v];
     if constexpr (Codes::kScales > 0) {
       const Vi16 scales = codes.scales(g);
-      scale[at][0][p] = Codes::kScales == 2 ? low_twice(scales) : scales;
-      if (Codes::kScales == 2) scale[at][1][p] = high_twice(scales);
+      scale[at][0][p] = Codes::kScales == 2 ? ScaleForm<Vi16>::first(scales) : ScaleForm<Vi16>::both(scales);
+      if (Codes::kScales == 2) scale[at][1][p] = ScaleForm<Vi16>::second(scales);
       if (Codes::kOffset > 0) offset[at][p] = scales * int16_t{Codes::kOffset};
     }
     if constexpr (Codes::kMinimum) minimum[at][p] = codes.minima(g);

@@ -8,6 +8,21 @@
 //
 // The activation is the same four bytes in every lane; nothing crosses lanes, and a row has its result in its lane.
 
+// What an ISA may have in another form: it declares the template and specialises it before this file.
+//
+// ScaleForm: the pairs of scales in the form that dot_scaled takes.
+// OwnSum: what 32 columns make of x.q, exact, as float(sum) of the formula.
+template <class V>
+struct ScaleForm {
+  static inline V first(V pairs) { return low_twice(pairs); }
+  static inline V second(V pairs) { return high_twice(pairs); }
+  static inline V both(V twice) { return twice; }
+};
+template <class Codes>
+struct OwnSum {
+  static constexpr bool kExists = false;
+};
+
 static inline void load_x(const int8_t* q, Vi8* x) {
   for (int v = 0; v < 8; ++v) x[v] = broadcast4(q + 4 * v);
 }
@@ -18,10 +33,10 @@ static inline Vi32 scaled_dot(const Vu8* code, const Vi8* x, Vi16 scales) {
   if constexpr (Codes::kScales == 0) {
     return dot<Codes::kMax, 8>(code, x);
   } else if constexpr (Codes::kScales == 1) {
-    return dot_scaled<Codes::kMax, 8>(code, x, scales);
+    return dot_scaled<Codes::kMax, 8>(code, x, ScaleForm<Vi16>::both(scales));
   } else {
-    return dot_scaled<Codes::kMax, 4>(code, x, low_twice(scales)) +
-           dot_scaled<Codes::kMax, 4>(code + 4, x + 4, high_twice(scales));
+    return dot_scaled<Codes::kMax, 4>(code, x, ScaleForm<Vi16>::first(scales)) +
+           dot_scaled<Codes::kMax, 4>(code + 4, x + 4, ScaleForm<Vi16>::second(scales));
   }
 }
 
@@ -97,6 +112,15 @@ static inline Vi32 group_sum(TileCodes<Iq1M>& c, int g, const int8_t* q, const i
   return (sum << 3) - shifts;
 }
 
+template <class Codes>
+static inline Vf32 sum_of(Codes& codes, int g, const int8_t* q, const int16_t* sum8, const int16_t* sum16) {
+  if constexpr (OwnSum<Codes>::kExists) {
+    return OwnSum<Codes>::run(codes, g, q, sum8, sum16);
+  } else {
+    return float_of(group_sum(codes, g, q, sum8, sum16));
+  }
+}
+
 // 256 columns of one part: one tile of 256 columns, or up to eight tiles of 32.
 template <class Block>
 static inline Vf32 panel_dot(const uint8_t* body, const uint8_t* tail, int64_t n_tiles, const Activations& x,
@@ -113,7 +137,7 @@ static inline Vf32 panel_dot(const uint8_t* body, const uint8_t* tail, int64_t n
   if constexpr (Codes::kGroups == 1) {
     for (int64_t t = 0; t < n_tiles; ++t) {
       Codes codes(body + t * (T::kWords * 4 * kTileRows), tail + t * (T::kTailBytes * kTileRows));
-      const Vf32 sum = float_of(group_sum(codes, 0, q + 32 * t, sum8 + 4 * t, sum16 + 2 * t));
+      const Vf32 sum = sum_of(codes, 0, q + 32 * t, sum8 + 4 * t, sum16 + 2 * t);
       acc = fma(sum, codes.factor() * scale[t], acc);
       if constexpr (Codes::kFloatOffset) {
         acc += codes.float_offset() * (scale[t] * static_cast<float>(sum16[2 * t] + sum16[2 * t + 1]));
@@ -126,7 +150,7 @@ static inline Vf32 panel_dot(const uint8_t* body, const uint8_t* tail, int64_t n
 #pragma GCC unroll 8
     for (int g = 0; g < 8; ++g) {
       const Vf32 x_scale = Vf32{} + scale[g];
-      acc = fma(float_of(group_sum(codes, g, q + 32 * g, sum8 + 4 * g, sum16 + 2 * g)), x_scale, acc);
+      acc = fma(sum_of(codes, g, q + 32 * g, sum8 + 4 * g, sum16 + 2 * g), x_scale, acc);
       if constexpr (Codes::kMinimum) {
         minimum = fma(float_of(pair_dot(codes.minima(g), sum16 + 2 * g)), x_scale, minimum);
       }

@@ -21,10 +21,11 @@ constexpr Codebook<Word, kRows> expand(const uint16_t (&codes)[kRows], const int
 
 template <int kRows, int kValues>
 constexpr CodePlanes<kRows> planes(const uint16_t (&codes)[kRows], const int (&value)[kValues]) {
+  constexpr int kBits = kValues > 4 ? 6 : 8;
   CodePlanes<kRows> out{};
   for (int r = 0; r < kRows; ++r) {
-    out.low[r] = static_cast<uint8_t>(codes[r] & 0xff);
-    out.high[r] = static_cast<uint8_t>(codes[r] >> 8);
+    out.low[r] = static_cast<uint8_t>(codes[r] & (kBits == 8 ? 255 : 63));
+    out.high[r] = static_cast<uint8_t>(codes[r] >> kBits);
   }
   const int period = kValues > 4 ? 8 : 4;
   for (int i = 0; i < 8; ++i) out.value[i] = static_cast<uint8_t>(i % period < kValues ? value[i % period] : 0);

@@ -12,8 +12,8 @@ struct Codebook {
   Word after[32 / sizeof(Word)];
 };
 
-// The same rows for machines that look bytes up in registers: the codes of row i, first weight lowest, fill
-// high[i] << 8 | low[i]; value[code] is the weight, repeated where a code has fewer than three bits.
+// The same rows for machines that look bytes up in registers: low[i] has the first half of the codes of row i, first
+// weight lowest, high[i] the second half; value[code] is the weight, repeated where a code has fewer than three bits.
 template <int kRows>
 struct CodePlanes {
   alignas(64) uint8_t low[kRows];

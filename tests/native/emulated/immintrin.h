@@ -1,9 +1,10 @@
-// Stands before the compiler's header in the test build of csrc/cpu/avx512.cpp: SIMDe's functions in the place of the
+// Stands before the compiler's header in the test build of csrc/cpu/avx512*.cpp: SIMDe's functions in the place of the
 // AVX-512 intrinsics, and plain loops for those that SIMDe 0.7.4 lacks, so that the file runs on a machine with AVX2.
 // An intrinsic that neither has is the compiler's own, which does not compile without its instruction set.
 #pragma once
 #include_next <immintrin.h>
 
+#define SIMDE_NO_INLINE
 #define SIMDE_ENABLE_NATIVE_ALIASES
 #include <math.h>
 #include <simde/x86/avx512.h>
@@ -14,6 +15,7 @@
 
 #undef _mm512_dpbusd_epi32
 #undef _mm512_madd_epi16
+#undef _mm512_permute_ps
 #define _mm512_dpbusd_epi32(...) simde_mm512_dpbusd_epi32(__VA_ARGS__)
 #define _mm512_madd_epi16(...) simde_mm512_madd_epi16(__VA_ARGS__)
 
@@ -81,6 +83,18 @@ static inline __m512i widen_u16_u64(__m128i v) {
   return map<__m512i, uint64_t, uint16_t>(v, [](uint16_t x) { return uint64_t{x}; });
 }
 
+static inline __m512i widen_u16_u32(__m256i v) {
+  return map<__m512i, uint32_t, uint16_t>(v, [](uint16_t x) { return uint32_t{x}; });
+}
+
+static inline __m512i widen_u8_u32(__m128i v) {
+  return map<__m512i, uint32_t, uint8_t>(v, [](uint8_t x) { return uint32_t{x}; });
+}
+
+static inline __m256i narrow_u32_u16(__m512i v) {
+  return map<__m256i, uint16_t, uint32_t>(v, [](uint32_t x) { return static_cast<uint16_t>(x); });
+}
+
 static inline __m512 to_float(__m512i v) {
   return map<__m512, float, int32_t>(v, [](int32_t x) { return static_cast<float>(x); });
 }
@@ -96,6 +110,9 @@ static inline __m512i round_to_int(__m512 v) {
 #define _mm512_cvtph_ps(...) emulated::cvtph_ps(__VA_ARGS__)
 #define _mm512_cvtepu8_epi16(...) emulated::widen_u8_u16(__VA_ARGS__)
 #define _mm512_cvtepu16_epi64(...) emulated::widen_u16_u64(__VA_ARGS__)
+#define _mm512_cvtepu16_epi32(...) emulated::widen_u16_u32(__VA_ARGS__)
+#define _mm512_cvtepu8_epi32(...) emulated::widen_u8_u32(__VA_ARGS__)
+#define _mm512_cvtepi32_epi16(...) emulated::narrow_u32_u16(__VA_ARGS__)
 #define _mm512_cvtepi32_ps(...) emulated::to_float(__VA_ARGS__)
 #define _mm512_cvtps_epi32(...) emulated::round_to_int(__VA_ARGS__)
 #define _mm512_maskz_loadu_epi8(valid, from) emulated::load_where<__m512i, uint8_t>(valid, from)
