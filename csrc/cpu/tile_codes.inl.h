@@ -27,9 +27,6 @@ struct TileBody {
 };
 
 static inline Vu32 splat(uint32_t value) { return Vu32{} + value; }
-static inline Vu8 bytes_of(Vu32 word, int shift, uint32_t mask) {
-  return reinterpret_cast<Vu8>((word >> shift) & splat(0x01010101u * mask));
-}
 
 // Byte b (0 .. 7) of two words twice, as a pair of 16-bit numbers; b is known when the loop is unrolled.
 static inline Vi16 byte_twice(const Vu32* words, int b) { return byte_pair(words[b / 4], b % 4, b % 4); }
@@ -288,32 +285,37 @@ struct TileCodes<Tq10> : Plan<8, 2, 1, 0>, TileBody {
   inline TileCodes(const uint8_t* body_, const uint8_t* tail_) : TileBody{body_}, tail(tail_) {
     for (int v = 0; v < 8; ++v) q[v] = reinterpret_cast<Vu8>(word(v));
   }
-  inline Vu8 draw(int v) {
-    const Vu8 digit = top_digit(q[v]);
-    q[v] = q[v] + q[v] + q[v];
+  template <class Top>
+  inline Vu8 draw(int v, Top top) {
+    const Vu8 digit = top(q[v]);
+    q[v] = three_times(q[v]);
     return digit;
   }
-  inline void codes(int g, Vu8* code) {
+  template <class Top>
+  inline void draw(int g, Vu8* code, Top top) {
     if (g == 5) {
       for (int v = 0; v < 5; ++v) q[v] = reinterpret_cast<Vu8>(word(8 + v));
     }
     // Columns 160 .. 239 have 16 columns to a digit, the last 16 columns four.
-    for (int v = 0; v < 8; ++v) code[v] = draw(g < 5 ? v : (g == 7 && v > 3 ? 4 : v % 4));
+    for (int v = 0; v < 8; ++v) code[v] = draw(g < 5 ? v : (g == 7 && v > 3 ? 4 : v % 4), top);
   }
+  inline void codes(int g, Vu8* code) { draw(g, code, top_digit); }
   inline Vf32 factor() const { return halves(tail); }
 };
 
 // The digits of IQ1, 0 .. 2: vector number 8 g + v is digit (8 g + v) % 5 of word (8 g + v) / 5.
 struct Digits : TileBody {
   Vu8 q;
-  inline void draw(int g, Vu8* code) {
+  template <class Top>
+  inline void draw(int g, Vu8* code, Top top) {
     for (int v = 0; v < 8; ++v) {
       const int at = 8 * g + v;
       if (at % 5 == 0) q = reinterpret_cast<Vu8>(word(at / 5));
-      code[v] = top_digit(q);
-      q = q + q + q;
+      code[v] = top(q);
+      q = three_times(q);
     }
   }
+  inline void draw(int g, Vu8* code) { draw(g, code, top_digit); }
 };
 
 // code - 9 = 8 (digit - 1) +- 1
