@@ -25,7 +25,7 @@ struct Panel {
 
   int8x16_t code[kParts][kGroupsOfPanel][8];
   int32x4_t scale[kParts][kGroupsOfPanel][kScaleCount][kSpread];
-  Vi16 minimum[kParts][kGroupsOfPanel];
+  int16x8_t minimum[kParts][kGroupsOfPanel];            // of the first 16 columns of four rows, of the second
   float32x4_t group_factor[kParts][kFactors][kSpread];  // where blocks have 32 columns
   float32x4_t float_offset[kParts][kFactors][kSpread];
   Vf32 factor[kParts];
@@ -59,7 +59,10 @@ struct Panel {
         spread(second_of(scales), scale[p][at][0]);
       }
     }
-    if constexpr (Codes::kMinimum) minimum[p][at] = codes.minima(g);
+    if constexpr (Codes::kMinimum) {
+      const int32x4_t minima = s32(codes.minima(g));
+      minimum[p][at] = vshrn_high_n_s32(vmovn_s32(minima), minima, 16);
+    }
   }
 
   // Returns the groups that exist.
@@ -85,15 +88,34 @@ struct Panel {
     return n_tiles * Codes::kGroups;
   }
 
+  template <int kGroup>
+  inline float32x4_t add_minima(float32x4_t sum, int p, int first, int16x8_t x_sums, float32x4_t x_scale) const {
+    const int16x8_t m = minimum[p][first + kGroup];
+    const int32x4_t of_first = vmull_laneq_s16(vget_low_s16(m), x_sums, 2 * kGroup);
+    const int32x4_t of_both = vmlal_high_laneq_s16(of_first, m, x_sums, 2 * kGroup + 1);
+    return vfmaq_laneq_f32(sum, vcvtq_f32_s32(of_both), x_scale, kGroup);
+  }
   // What the minima of part p make of one token
-  inline Vf32 minima(int p, const int16_t* sum16, const float* x_scale) const {
-    Vf32 sum{};
-    for (int g = 0; g < kGroupsOfPanel; ++g) {
-      sum = fma(float_of(pair_dot(minimum[p][g], sum16 + 2 * g)), Vf32{} + x_scale[g], sum);
+  inline Vf32 minima(int p, const int16_t* sum16, const float* scale) const {
+    float32x4_t sum = vdupq_n_f32(0.0f);
+    for (int g = 0; g < kGroupsOfPanel; g += 4) {
+      const int16x8_t x_sums = vld1q_s16(sum16 + 2 * g);
+      const float32x4_t x_scale = vld1q_f32(scale + g);
+      sum = add_minima<0>(sum, p, g, x_sums, x_scale);
+      sum = add_minima<1>(sum, p, g, x_sums, x_scale);
+      sum = add_minima<2>(sum, p, g, x_sums, x_scale);
+      sum = add_minima<3>(sum, p, g, x_sums, x_scale);
     }
-    return sum;
+    return reinterpret_cast<Vf32>(sum);
   }
 };
+for (int g = 0; g < kGroupsOfPanel; ++g) {
+  sum = fma(float_of(pair_dot(minimum[p][g], sum16 + 2 * g)), Vf32{} + x_scale[g], sum);
+}
+return sum;
+}
+}
+;
 
 // 256 columns of one token
 struct Columns {

@@ -101,15 +101,15 @@ static inline Vu8 lookup16(const int8_t* table, Vu8 index) {
 static inline int32x4_t first_of(Vi16 pairs) { return vshrq_n_s32(vshlq_n_s32(s32(pairs), 16), 16); }
 static inline int32x4_t second_of(Vi16 pairs) { return vshrq_n_s32(s32(pairs), 16); }
 
-// Two sums of activations, twice
-static inline int16x4_t load_two(const int16_t* two) {
+// Two sums of activations in every lane of 32 bits
+static inline int16x8_t load_two(const int16_t* two) {
   int32_t both = 0;
   __builtin_memcpy(&both, two, sizeof(both));
-  return vreinterpret_s16_s32(vdup_n_s32(both));
+  return vreinterpretq_s16_s32(vdupq_n_s32(both));
 }
 
 static inline Vi32 pair_dot(Vi16 pairs, const int16_t* two) {
-  const int16x4_t sums = load_two(two);
+  const int16x4_t sums = vget_low_s16(load_two(two));
   const int16x4_t first = vmovn_s32(s32(pairs));
   const int16x4_t second = vshrn_n_s32(s32(pairs), 16);
   return reinterpret_cast<Vi32>(vmlal_lane_s16(vmull_lane_s16(first, sums, 0), second, sums, 1));
@@ -140,12 +140,20 @@ static inline uint64_t load_u64(const void* p) {
   return load_u64(n.number + 4 * r) >> (16 * i) & 0xffff;
 }
 
+// The first row as an address of its own: the compiler would add what lies before it to each row number.
+template <typename Word, int kRows>
+[[gnu::always_inline]] static inline const Word* first_row(const Codebook<Word, kRows>& grid) {
+  const Word* row = grid.row;
+  asm("" : "+r"(row));
+  return row;
+}
+
 // Columns 8 i .. 8 i + 7 of the rows r and r + 1
 template <int kRows, class Numbers>
 [[gnu::always_inline]] static inline int8x16_t two_rows(const Codebook<uint64_t, kRows>& grid, const Numbers& numbers,
                                                         int r, int i) {
-  const uint64x2_t a = vcombine_u64(vcreate_u64(grid.row[number_of(numbers, r, i)]), vcreate_u64(0));
-  const uint64x2_t b = vcombine_u64(vcreate_u64(grid.row[number_of(numbers, r + 1, i)]), vcreate_u64(0));
+  const uint64x2_t a = vcombine_u64(vcreate_u64(first_row(grid)[number_of(numbers, r, i)]), vcreate_u64(0));
+  const uint64x2_t b = vcombine_u64(vcreate_u64(first_row(grid)[number_of(numbers, r + 1, i)]), vcreate_u64(0));
   return vreinterpretq_s8_u64(vzip1q_u64(a, b));
 }
 
@@ -153,6 +161,7 @@ template <int kRows, class Numbers>
 template <int kRows, class Numbers>
 [[gnu::always_inline]] static inline void grid8(const Codebook<uint64_t, kRows>& grid, const Numbers& numbers,
                                                 Vu8* code) {
+#pragma GCC unroll 4
   for (int i = 0; i < 4; ++i) {
     const int32x4_t a = vreinterpretq_s32_s8(two_rows(grid, numbers, 0, i));
     const int32x4_t b = vreinterpretq_s32_s8(two_rows(grid, numbers, 2, i));
@@ -165,9 +174,11 @@ template <int kRows, class Numbers>
 template <int kRows, class Numbers>
 [[gnu::always_inline]] static inline void grid4(const Codebook<uint32_t, kRows>& grid, const Numbers& numbers,
                                                 Vu8* code) {
+#pragma GCC unroll 4
   for (int i = 0; i < 4; ++i) {
     uint32x2_t row[4];
-    for (int r = 0; r < 4; ++r) row[r] = vcreate_u32(grid.row[number_of(numbers, r, i)]);
+#pragma GCC unroll 4
+    for (int r = 0; r < 4; ++r) row[r] = vcreate_u32(first_row(grid)[number_of(numbers, r, i)]);
     code[i] = reinterpret_cast<Vu8>(vcombine_u32(vzip1_u32(row[0], row[1]), vzip1_u32(row[2], row[3])));
   }
 }
@@ -201,6 +212,7 @@ template <class Codes>
   if constexpr (Codes::kSigned) {
     c.magnitudes(g, code);
     const Vu32 signs = c.signs(g);
+#pragma GCC unroll 8
     for (int v = 0; v < 8; ++v) {
       const int8x16_t minus = minus_of(signs, v);
       code[v] = reinterpret_cast<Vu8>(vsubq_s8(veorq_s8(s8(code[v]), minus), minus));

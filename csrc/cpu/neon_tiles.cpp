@@ -11,6 +11,10 @@ namespace {
 
 // ---- the sum of a group, for matrix times vector ----
 
+// Between groups: a compiler that moves the loads of the next group up runs out of registers. The processor does that
+// better.
+static inline void fence() { asm volatile("" ::: "memory"); }
+
 // 16 columns: four vectors of codes times the four lanes of x
 [[gnu::always_inline]] static inline int32x4_t dot16(int32x4_t sum, const Vu8* code, int8x16_t x) {
   sum = vdotq_laneq_s32(sum, s8(code[0]), x, 0);
@@ -27,7 +31,7 @@ struct Starts {
     if constexpr (kOffset == 0) {
       of[0] = of[1] = vdupq_n_s32(0);
     } else {
-      const int16x4_t sums = load_two(two);
+      const int16x4_t sums = vget_low_s16(load_two(two));
       const int16x4_t minus = vdup_n_s16(-kOffset);
       of[0] = vmull_lane_s16(minus, sums, 0);
       of[1] = vmull_lane_s16(minus, sums, 1);
@@ -40,6 +44,7 @@ template <class Block>
 [[gnu::always_inline]] static inline Vi32 group_sum(TileCodes<Block>& codes, int g, const int8_t* q, const int16_t*,
                                                     const int16_t* sum16) {
   using Codes = TileCodes<Block>;
+  fence();
   Vu8 code[8];
   signed_codes(codes, g, code);
   const Starts<kCodeOffset<Block>> starts(sum16);
@@ -59,11 +64,12 @@ template <class Block>
 // IQ1: eight times the digits less 1, and sums of activations, which are plus or minus one eighth.
 [[gnu::always_inline]] static inline Vi32 group_sum(TileCodes<Iq1S>& c, int g, const int8_t* q, const int16_t*,
                                                     const int16_t* sum16) {
+  fence();
   Vu8 digit[8];
   c.draw(g, digit, centred_digit);
   int32x4_t sum = dot16(vdupq_n_s32(0), digit, vld1q_s8(q));
   sum = dot16(sum, digit + 4, vld1q_s8(q + 16));
-  const int32x4_t x_sum = vdupq_n_s32(sum16[0] + sum16[1]);
+  const int32x4_t x_sum = vpaddlq_s16(load_two(sum16));
   const int32x4_t minus = s32(c.minus(g));
   const int32x4_t shift = vsubq_s32(veorq_s32(x_sum, minus), minus);
   sum = vaddq_s32(vshlq_n_s32(sum, 3), shift);
@@ -72,15 +78,16 @@ template <class Block>
 
 [[gnu::always_inline]] static inline Vi32 group_sum(TileCodes<Iq1M>& c, int g, const int8_t* q, const int16_t* sum8,
                                                     const int16_t*) {
+  fence();
   Vu8 digit[8];
   c.draw(g, digit, centred_digit);
   const Vi16 scales = c.scales(g);
   int32x4_t sum = vdupq_n_s32(0);
   for (int half = 0; half < 2; ++half) {
     const int32x4_t eighths = vshlq_n_s32(dot16(vdupq_n_s32(0), digit + 4 * half, vld1q_s8(q + 16 * half)), 3);
-    const int16x4_t two = load_two(sum8 + 2 * half);
+    const int16x8_t two = load_two(sum8 + 2 * half);
     const int16x8_t minus = s16(c.minus(2 * g + half));
-    const int16x8_t shift = vsubq_s16(veorq_s16(vcombine_s16(two, two), minus), minus);
+    const int16x8_t shift = vsubq_s16(veorq_s16(two, minus), minus);
     sum = vmlaq_s32(sum, vpadalq_s16(eighths, shift), half == 0 ? first_of(scales) : second_of(scales));
   }
   return reinterpret_cast<Vi32>(sum);
@@ -91,15 +98,19 @@ template <class Block>
 template <int kRows, class Numbers>
 [[gnu::always_inline]] static inline void sums_of_grid8(const Codebook<uint64_t, kRows>& grid, const Numbers& numbers,
                                                         const int8_t* q, Vu32 signs, int32x4_t* half) {
+  fence();
   const uint32x4_t odd = u32(signs);
   const uint32x4_t even = vreinterpretq_u32_u8(vshlq_n_u8(u8(signs), 4));
   const uint8x16_t sign[2] = {vreinterpretq_u8_u32(vzip1q_u32(even, odd)), vreinterpretq_u8_u32(vzip2q_u32(even, odd))};
+#pragma GCC unroll 2
   for (int h = 0; h < 2; ++h) {
     int32x4_t sum[2] = {vdupq_n_s32(0), vdupq_n_s32(0)};
+#pragma GCC unroll 2
     for (int i = 2 * h; i < 2 * h + 2; ++i) {
       const int8x16_t x = vreinterpretq_s8_u64(vdupq_n_u64(load_u64(q + 8 * i)));
       const int8x16_t negative = vnegq_s8(x);
       const uint8x16_t bit = vdupq_n_u8(static_cast<uint8_t>(16 << i));
+#pragma GCC unroll 2
       for (int k = 0; k < 2; ++k) {
         sum[k] = vdotq_s32(sum[k], two_rows(grid, numbers, 2 * k, i), vbslq_s8(vtstq_u8(sign[k], bit), negative, x));
       }

@@ -15,8 +15,9 @@ static inline Vf32 panel_dot(const uint8_t* body, const uint8_t* tail, int64_t n
   using Codes = TileCodes<Block>;
   using T = Tile<Block>;
   const int8_t* q = x.q + column;
-  // Addresses come from these two with small offsets, not from one register for each.
-  asm("" : "+r"(q), "+r"(body));
+  // Addresses come from these two with small offsets, not from one register for each; volatile: what a part makes of the
+  // activations is not kept in memory for the next.
+  asm volatile("" : "+r"(q), "+r"(body));
   const float* scale = x.scale + column / kActivationGroup;
   const int16_t* sum8 = x.sum + column / kSumGroup;
   const int16_t* sum16 = x.sum16 + column / 16;
