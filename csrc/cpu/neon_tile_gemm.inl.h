@@ -109,13 +109,6 @@ struct Panel {
     return reinterpret_cast<Vf32>(sum);
   }
 };
-for (int g = 0; g < kGroupsOfPanel; ++g) {
-  sum = fma(float_of(pair_dot(minimum[p][g], sum16 + 2 * g)), Vf32{} + x_scale[g], sum);
-}
-return sum;
-}
-}
-;
 
 // 256 columns of one token
 struct Columns {
