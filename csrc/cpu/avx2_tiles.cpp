@@ -50,8 +50,11 @@ static inline Vu8 bytes_of(Vu32 word, int shift, uint32_t mask) {
   return reinterpret_cast<Vu8>((word >> shift) & (Vu32{} + 0x01010101u * mask));
 }
 static inline Vu8 three_times(Vu8 v) { return v + v + v; }
-static inline Vi8 above(Vi8 v, int8_t limit) {
-  return reinterpret_cast<Vi8>(_mm256_cmpgt_epi8(raw(v), _mm256_set1_epi8(limit)));
+static inline Vi8 above(Vi8 a, Vi8 b) { return reinterpret_cast<Vi8>(_mm256_cmpgt_epi8(raw(a), raw(b))); }
+// A constant of which the compiler does not know that it is one: it would turn comparisons with it into two instructions.
+static inline Vi8 hidden(Vi8 v) {
+  asm("" : "+x"(v));
+  return v;
 }
 static inline Vf32 float_of(Vi32 v) { return _mm256_cvtepi32_ps(raw(v)); }
 static inline Vf32 fma(Vf32 a, Vf32 b, Vf32 c) { return _mm256_fmadd_ps(a, b, c); }
@@ -196,15 +199,18 @@ static inline __m128i four_words(const uint32_t* a, const uint32_t* b, const uin
   return joined<3>(joined<2>(joined<1>(_mm_loadu_si128(reinterpret_cast<const __m128i*>(a)), b), c), d);
 }
 
+// Columns 4 i .. 4 i + 3 of rows 0 .. 7
+template <int kRows, class Numbers>
+static inline __m256i rows_of_4(const Codebook<uint32_t, kRows>& grid, const Numbers& numbers, int i) {
+  const auto row = [&](int r) { return grid.row + number_of(numbers, r, i); };
+  return _mm256_set_m128i(four_words(row(4), row(5), row(6), row(7)), four_words(row(0), row(1), row(2), row(3)));
+}
+
 // 16 columns of rows 0 .. 7
 template <int kRows, class Numbers>
 static inline void grid4(const Codebook<uint32_t, kRows>& grid, const Numbers& numbers, Vu8* code) {
 #pragma GCC unroll 4
-  for (int i = 0; i < 4; ++i) {
-    const auto row = [&](int r) { return grid.row + number_of(numbers, r, i); };
-    code[i] = reinterpret_cast<Vu8>(
-        _mm256_set_m128i(four_words(row(4), row(5), row(6), row(7)), four_words(row(0), row(1), row(2), row(3))));
-  }
+  for (int i = 0; i < 4; ++i) code[i] = reinterpret_cast<Vu8>(rows_of_4(grid, numbers, i));
 }
 
 #include "tile_codes.inl.h"
@@ -289,6 +295,104 @@ struct OwnGridSum<TileCodes<Iq2S>> {
 #include "tile_sums.inl.h"
 
 #include "tile_gemv.inl.h"
+
+// Codebook rows of 4 columns: a lane is a row. Each vector meets its activations at once, so that few are alive.
+template <int kLargest, int kRows, class Numbers>
+static inline Vi32 sum_of_grid4(const Codebook<uint32_t, kRows>& grid, const Numbers& low, const Numbers& high,
+                                const int8_t* q, Vu32 signs, Vi16 scale) {
+  constexpr bool kFit = 8 * 127 * kLargest < 32768;  // four sums of pairs
+  __m256i odd = raw(signs);
+  __m256i even = _mm256_slli_epi16(odd, 4);
+  __m256i sum = _mm256_setzero_si256();
+  __m256i held{};
+#pragma GCC unroll 4
+  for (int i = 3; i >= 0; --i) {
+    // The columns 8 i .. 8 i + 7 are the vectors 2 i and 2 i + 1.
+    const __m256i a = rows_of_4(grid, i < 2 ? low : high, 2 * i % 4);
+    const __m256i xa = raw(negate_where(broadcast4(q + 8 * i), reinterpret_cast<Vu8>(even)));
+    const __m256i first = _mm256_maddubs_epi16(a, xa);
+    const __m256i b = rows_of_4(grid, i < 2 ? low : high, 2 * i % 4 + 1);
+    const __m256i xb = raw(negate_where(broadcast4(q + 8 * i + 4), reinterpret_cast<Vu8>(odd)));
+    __m256i pairs = _mm256_add_epi16(first, _mm256_maddubs_epi16(b, xb));
+    even = _mm256_add_epi8(even, even);
+    odd = _mm256_add_epi8(odd, odd);
+    if (kFit && i % 2 == 1) {
+      held = pairs;
+    } else {
+      if (kFit) pairs = _mm256_add_epi16(pairs, held);
+      sum = _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, raw(scale)));
+    }
+  }
+  return reinterpret_cast<Vi32>(sum);
+}
+
+template <>
+struct OwnGridSum<TileCodes<Iq3Xxs>> {
+  static constexpr bool kExists = true;
+  static inline Vi32 run(TileCodes<Iq3Xxs>& c, int g, const int8_t* q) {
+    const uint8_t* numbers = c.body + 64 * (2 * g);
+    return sum_of_grid4<62>(kIq3XxsGrid, numbers, numbers + 64, q, c.signs(g), c.scales(g));
+  }
+};
+template <>
+struct OwnGridSum<TileCodes<Iq3S>> {
+  static constexpr bool kExists = true;
+  static inline Vi32 run(TileCodes<Iq3S>& c, int g, const int8_t* q) {
+    if (g < 7) c.prepare(g + 1);
+    return sum_of_grid4<15>(kIq3SGrid, c.next[g % 2][0], c.next[g % 2][1], q, c.signs(g), c.scales(g));
+  }
+};
+
+// ---- several vectors ----
+//
+// A vector of codes meets four tokens, a vector of activations both halves of the tile: 8 sums stay in registers.
+
+template <class Codes>
+struct OwnPanelSums {
+  static constexpr bool kExists = true;
+  static constexpr int kFit = Codes::kMax == 0 ? 1 : 32767 / (2 * 127 * Codes::kMax);
+  static constexpr int kSpan = Codes::kScales == 2 ? 4 : 8;  // vectors that share a scale
+  static constexpr int kRun = kFit < kSpan ? kFit : kSpan;   // of which as many sums of pairs fit 16 bits
+
+  template <int kCount>
+  static inline void run(const Vu8 (&code)[8][kParts], const Vi16 (&scale)[2][kParts], const int8_t* const* q,
+                         Vi32 (&sum)[kCount][kParts]) {
+    for (int i = 0; i < kCount; ++i) sum[i][0] = sum[i][1] = Vi32{};
+#pragma GCC unroll 2
+    for (int span = 0; span < 8; span += kSpan) {
+#pragma GCC unroll 8
+      for (int first = span; first < span + kSpan; first += kRun) {
+        const int end = first + kRun < span + kSpan ? first + kRun : span + kSpan;
+        __m256i pairs[kCount][kParts];
+        for (int v = first; v < end; ++v) {
+          const __m256i low = raw(code[v][0]);
+          const __m256i high = raw(code[v][1]);
+#pragma GCC unroll 4
+          for (int i = 0; i < kCount; ++i) {
+            const __m256i x = raw(broadcast4(q[i] + 4 * v));
+            const __m256i a = product(low, x);
+            const __m256i b = product(high, x);
+            pairs[i][0] = v == first ? a : _mm256_add_epi16(pairs[i][0], a);
+            pairs[i][1] = v == first ? b : _mm256_add_epi16(pairs[i][1], b);
+          }
+        }
+#pragma GCC unroll 4
+        for (int i = 0; i < kCount; ++i) {
+          for (int p = 0; p < kParts; ++p) {
+            const __m256i s =
+                Codes::kScales == 0 ? _mm256_set1_epi16(1) : raw(scale[span / 4 * (Codes::kScales == 2)][p]);
+            sum[i][p] += reinterpret_cast<Vi32>(_mm256_madd_epi16(pairs[i][p], s));
+          }
+        }
+      }
+    }
+  }
+
+  static inline __m256i product(__m256i code, __m256i x) {
+    return Codes::kMax == 0 ? _mm256_maddubs_epi16(_mm256_abs_epi8(code), _mm256_sign_epi8(x, code))
+                            : _mm256_maddubs_epi16(code, x);
+  }
+};
 
 #include "tile_gemm.inl.h"
 

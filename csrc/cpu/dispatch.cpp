@@ -41,6 +41,19 @@ bool has_neon_i8mm() { return has_neon() && (getauxval(AT_HWCAP2) & kHwcap2I8mm)
 #endif
 #endif
 
+#if defined(LUTKERN_EMULATED_AVX512)
+// A test build: functions take the place of the intrinsics.
+bool has_avx512() { return has_avx2(); }
+#elif defined(LUTKERN_HAVE_AVX512)
+// Each of these also asks whether the system saves the registers.
+bool has_avx512() {
+  return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+         __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512vbmi") &&
+         __builtin_cpu_supports("avx512bitalg") && __builtin_cpu_supports("gfni");
+}
+#endif
+
 bool always() { return true; }
 
 struct IsaRow {
@@ -51,6 +64,9 @@ struct IsaRow {
 };
 
 constexpr IsaRow kRows[] = {
+#if defined(LUTKERN_HAVE_AVX512)
+    {&kAvx512Kernels, nullptr, has_avx512},
+#endif
 #if defined(LUTKERN_HAVE_AVX2)
     {&kAvx2Kernels, &kAvx2TileKernels, has_avx2},
 #endif

@@ -78,6 +78,7 @@ extern const BlockKernels kScalarKernels;
 extern const BlockKernels kAvx2Kernels;
 extern const BlockKernels kNeonKernels;
 extern const BlockKernels kNeonI8mmKernels;
+extern const BlockKernels kAvx512Kernels;
 extern const TileKernels kAvx2TileKernels;
 extern const TileKernels kNeonTileKernels;
 extern const TileKernels kNeonI8mmTileKernels;

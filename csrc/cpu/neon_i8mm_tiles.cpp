@@ -1,4 +1,13 @@
-// Tiles on NEON with the int8 matrix product (i8mm): matrix times several vectors. Everything else is the row below.
+// Tiles on NEON with the int8 matrix product (i8mm): matrix times several vectors. Everything else is the row below, and
+// results are the same to the bit.
+//
+// smmla multiplies two rows of 8 columns with two tokens of 8 columns. zip1 and zip2 of two vectors of a tile are such
+// pairs of rows; pairs of tokens are made once for 16 rows of 256 columns. For 32 columns of 2 rows and 2 tokens:
+//
+//   sum = smmla(start, rows, tokens)                4 times; 8 sdot would do the same
+//   acc = fmla(acc, convert(mul(sum, scale)), x.scale)
+//
+// With 64 tokens 256 weights times one of them are 31 to 51 instructions, where the row below has 42 to 62.
 #include <arm_neon.h>
 
 #include "../tiles/tiles.h"

@@ -56,7 +56,8 @@ static inline Vu8 three_times(Vu8 v) {
   asm("" : "+w"(three));  // one product, which the compiler would make two sums
   return reinterpret_cast<Vu8>(vmulq_u8(u8(v), three));
 }
-static inline Vi8 above(Vi8 v, int8_t limit) { return reinterpret_cast<Vi8>(vcgtq_s8(s8(v), vdupq_n_s8(limit))); }
+static inline Vi8 above(Vi8 a, Vi8 b) { return reinterpret_cast<Vi8>(vcgtq_s8(s8(a), s8(b))); }
+static inline Vi8 hidden(Vi8 v) { return v; }
 static inline Vf32 float_of(Vi32 v) { return reinterpret_cast<Vf32>(vcvtq_f32_s32(s32(v))); }
 static inline Vf32 fma(Vf32 a, Vf32 b, Vf32 c) { return reinterpret_cast<Vf32>(vfmaq_f32(f32(c), f32(a), f32(b))); }
 static inline Vf32 halves(const uint8_t* p) {
@@ -189,7 +190,7 @@ template <int kRows, class Numbers>
 
 // ---- signed codes ----
 
-// Digits of base 3 minus 1, from bytes of five digits minus 128: see top_digit.
+// Digits of base 3 minus 1, from bytes of five digits: see Ternary.
 static inline Vu8 centred_digit(Vu8 q) {
   const uint8x16_t zero = vcleq_s8(s8(q), vdupq_n_s8(-43));
   const uint8x16_t two = vcgtq_s8(s8(q), vdupq_n_s8(42));
@@ -222,5 +223,5 @@ template <class Codes>
   }
 }
 [[gnu::always_inline]] static inline void signed_codes(TileCodes<Tq10>& c, int g, Vu8* code) {
-  c.draw(g, code, centred_digit);
+  for (int v = 0; v < 8; ++v) code[v] = centred_digit(c.next(g, v));
 }

@@ -271,51 +271,60 @@ struct TileCodes<Mxfp4> : Plan<1, 24, 12, 0>, TileBody {
 
 // ---- base 3 ----
 
-// Bytes of five digits each, see tiles/ternary.h: the top digit, and the bytes with the next one on top.
-static inline Vu8 top_digit(Vu8 q) {
-  const Vi8 number = reinterpret_cast<Vi8>(q);
-  // -1 from 86 - 128 on, and from 171 - 128 on
-  return reinterpret_cast<Vu8>(-(above(number, -43) + above(number, 42)));
-}
+// Bytes of five digits each, see tiles/ternary.h: 0, -1 or -2 for the top digits, and the bytes with the next ones on top.
+struct Ternary {
+  Vi8 first = hidden(Vi8{} - 43);   // digit 1 from 86 - 128 on
+  Vi8 second = hidden(Vi8{} + 42);  // digit 2 from 171 - 128 on
+  inline Vu8 top(Vu8 q) const {
+    const Vi8 number = reinterpret_cast<Vi8>(q);
+    return reinterpret_cast<Vu8>(-(above(number, first) + above(number, second)));
+  }
+  // 8 digit + base
+  inline Vu8 eight_times(Vu8 q, Vu8 base) const {
+    const Vi8 number = reinterpret_cast<Vi8>(q);
+    return (reinterpret_cast<Vu8>(above(number, first)) & 8) + base +
+           (reinterpret_cast<Vu8>(above(number, second)) & 8);
+  }
+};
 
 template <>
 struct TileCodes<Tq10> : Plan<8, 2, 1, 0>, TileBody {
   const uint8_t* tail;
+  Ternary ternary;
   Vu8 q[8];
   inline TileCodes(const uint8_t* body_, const uint8_t* tail_) : TileBody{body_}, tail(tail_) {
     for (int v = 0; v < 8; ++v) q[v] = reinterpret_cast<Vu8>(word(v));
   }
-  template <class Top>
-  inline Vu8 draw(int v, Top top) {
-    const Vu8 digit = top(q[v]);
-    q[v] = three_times(q[v]);
-    return digit;
+  inline Vu8 draw(int v) {
+    const Vu8 now = q[v];
+    q[v] = three_times(now);
+    return now;
   }
-  template <class Top>
-  inline void draw(int g, Vu8* code, Top top) {
-    if (g == 5) {
-      for (int v = 0; v < 5; ++v) q[v] = reinterpret_cast<Vu8>(word(8 + v));
-    }
+  // Vector v of group g of the bytes, the digit on top
+  inline Vu8 next(int g, int v) {
+    if (g == 5 && v < 5) q[v] = reinterpret_cast<Vu8>(word(8 + v));
     // Columns 160 .. 239 have 16 columns to a digit, the last 16 columns four.
-    for (int v = 0; v < 8; ++v) code[v] = draw(g < 5 ? v : (g == 7 && v > 3 ? 4 : v % 4), top);
+    return draw(g < 5 ? v : (g == 7 && v > 3 ? 4 : v % 4));
   }
-  inline void codes(int g, Vu8* code) { draw(g, code, top_digit); }
+  inline void codes(int g, Vu8* code) {
+    for (int v = 0; v < 8; ++v) code[v] = ternary.top(next(g, v));
+  }
   inline Vf32 factor() const { return halves(tail); }
 };
 
 // The digits of IQ1, 0 .. 2: vector number 8 g + v is digit (8 g + v) % 5 of word (8 g + v) / 5.
 struct Digits : TileBody {
+  Ternary ternary;
   Vu8 q;
-  template <class Top>
-  inline void draw(int g, Vu8* code, Top top) {
-    for (int v = 0; v < 8; ++v) {
-      const int at = 8 * g + v;
-      if (at % 5 == 0) q = reinterpret_cast<Vu8>(word(at / 5));
-      code[v] = top(q);
-      q = three_times(q);
-    }
+  inline Vu8 next(int at) {
+    if (at % 5 == 0) q = reinterpret_cast<Vu8>(word(at / 5));
+    const Vu8 now = q;
+    q = three_times(q);
+    return now;
   }
-  inline void draw(int g, Vu8* code) { draw(g, code, top_digit); }
+  inline void draw(int g, Vu8* code) {
+    for (int v = 0; v < 8; ++v) code[v] = ternary.top(next(8 * g + v));
+  }
 };
 
 // code - 9 = 8 (digit - 1) +- 1
@@ -324,12 +333,11 @@ struct TileCodes<Iq1S> : Plan<8, 18, 9, 1>, Digits {
   const uint8_t* tail;
   Vu32 nibble;
   inline TileCodes(const uint8_t* body_, const uint8_t* tail_)
-      : Digits{{body_}, {}}, tail(tail_), nibble(word(kDigitWords)) {}
+      : Digits{{body_}, {}, {}}, tail(tail_), nibble(word(kDigitWords)) {}
   inline Vi32 minus(int g) const { return reinterpret_cast<Vi32>(nibble << (28 - 4 * g)) >> 31; }
   inline void codes(int g, Vu8* code) {
-    draw(g, code);
     const Vu8 plus_two = reinterpret_cast<Vu8>(~minus(g)) & 2;
-    for (int v = 0; v < 8; ++v) code[v] = (code[v] << 3) + plus_two;
+    for (int v = 0; v < 8; ++v) code[v] = ternary.eight_times(next(8 * g + v), plus_two);
   }
   // 2 s + 1
   inline Vi16 scales(int g) const {
@@ -345,20 +353,21 @@ struct TileCodes<Iq1M> : Plan<8, 18, 9, 2>, Digits {
   Vu32 shift_bits;
   Vu32 scale_words[2];
   inline TileCodes(const uint8_t* body_, const uint8_t*)
-      : Digits{{body_}, {}}, shift_bits(word(kDigitWords)), scale_words{word(14), word(15)} {}
+      : Digits{{body_}, {}, {}}, shift_bits(word(kDigitWords)), scale_words{word(14), word(15)} {}
   // Of 16 columns h: the first and the second 8 columns
   inline Vi16 minus(int h) const {
     return reinterpret_cast<Vi16>(reinterpret_cast<Vu16>(shift_bits) << (15 - h)) >> 15;
   }
   inline void codes(int g, Vu8* code) {
-    draw(g, code);
     for (int half = 0; half < 2; ++half) {
       const Vu32 plus = ~reinterpret_cast<Vu32>(minus(2 * g + half));
       const Vu32 low = plus << 16;
       const Vu8 first = reinterpret_cast<Vu8>(low | low >> 16) & 2;
       const Vu32 high = plus >> 16;
       const Vu8 second = reinterpret_cast<Vu8>(high | high << 16) & 2;
-      for (int v = 4 * half; v < 4 * half + 4; ++v) code[v] = (code[v] << 3) + (v % 4 < 2 ? first : second);
+      for (int v = 4 * half; v < 4 * half + 4; ++v) {
+        code[v] = ternary.eight_times(next(8 * g + v), v % 4 < 2 ? first : second);
+      }
     }
   }
   // 2 s + 1 of the 16 columns 2 g and 2 g + 1; a word of 16 bits has four scales of three bits

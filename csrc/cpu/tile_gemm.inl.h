@@ -4,12 +4,12 @@
 // meet every token:
 //
 //   for each row of tiles: for each 256 columns: unpack a panel
-//     for each kTokens tokens: for each group:
+//     for each 4 tokens: for each group:
 //       sum  = scale * (code . x.q) - offset * scale * (sums of x.q)
 //       acc += float(sum) * x.scale
 //     out[token, rows] += factor * acc
 
-enum : int { kPanelGroups = 8, kTokens = 2 };
+enum : int { kPanelGroups = 8 };
 
 template <class Block>
 struct Panel {
@@ -58,61 +58,82 @@ struct Panel {
   }
 };
 
-// What one group of one part makes of one token, an integer
-template <class Block>
-static inline Vi32 panel_group_sum(const Panel<Block>& panel, int g, int p, const Vi8* x, const int16_t* sum16) {
-  using Codes = TileCodes<Block>;
-  Vu8 code[8];
-  for (int v = 0; v < 8; ++v) code[v] = panel.code[g][v][p];
-  if constexpr (Codes::kScales == 0) {
-    const Vi32 sum = dot<Codes::kMax, 8>(code, x);
-    return Codes::kOffset == 0 ? sum : sum - Codes::kOffset * (sum16[0] + sum16[1]);
-  } else {
-    Vi32 sum;
-    if constexpr (Codes::kScales == 1) {
-      sum = dot_scaled<Codes::kMax, 8>(code, x, panel.scale[g][0][p]);
-    } else {
-      sum = dot_scaled<Codes::kMax, 4>(code, x, panel.scale[g][0][p]) +
-            dot_scaled<Codes::kMax, 4>(code + 4, x + 4, panel.scale[g][1][p]);
-    }
-    return Codes::kOffset == 0 ? sum : sum - pair_dot(panel.offset[g][p], sum16);
-  }
-}
-
-// n_tokens <= kTokens of them: out[token][row] = or += the panel's part
+// Sums of one group for kCount tokens: codes times activations, times the integer scales
 template <class Block, int kCount>
-static inline void panel_times(const Panel<Block>& panel, int n_groups, const Activations& x, const int32_t* token,
-                               int64_t column, bool first, float* out, int64_t out_stride) {
+static inline void panel_sums(const Panel<Block>& panel, int g, const int8_t* const* q, Vi32 (&sum)[kCount][kParts]) {
   using Codes = TileCodes<Block>;
-  Vf32 acc[kCount][kParts] = {};
-  Vf32 minimum[kCount][kParts] = {};
-  for (int g = 0; g < n_groups; ++g) {
-#pragma GCC unroll 4
-    for (int i = 0; i < kCount; ++i) {
-      const int64_t at = token[i] * x.token_stride + column + 32 * g;
-      const int16_t* sum16 = x.sum16 + at / 16;
-      const float x_scale = x.scale[at / kActivationGroup];
-      Vi8 xs[8];
-      load_x(x.q + at, xs);
-#pragma GCC unroll 4
-      for (int p = 0; p < kParts; ++p) {
-        Vf32 scale = Vf32{} + x_scale;
-        if constexpr (Panel<Block>::kPerGroup) scale *= panel.factor[g][p];
-        acc[i][p] = fma(float_of(panel_group_sum(panel, g, p, xs, sum16)), scale, acc[i][p]);
-        if constexpr (Codes::kMinimum) {
-          minimum[i][p] = fma(float_of(pair_dot(panel.minimum[g][p], sum16)), Vf32{} + x_scale, minimum[i][p]);
-        }
-        if constexpr (Codes::kFloatOffset) {
-          acc[i][p] += panel.float_offset[g][p] * (x_scale * static_cast<float>(sum16[0] + sum16[1]));
-        }
+  for (int i = 0; i < kCount; ++i) {
+    Vi8 x[8];
+    load_x(q[i], x);
+    for (int p = 0; p < kParts; ++p) {
+      Vu8 code[8];
+      for (int v = 0; v < 8; ++v) code[v] = panel.code[g][v][p];
+      if constexpr (Codes::kScales == 0) {
+        sum[i][p] = dot<Codes::kMax, 8>(code, x);
+      } else if constexpr (Codes::kScales == 1) {
+        sum[i][p] = dot_scaled<Codes::kMax, 8>(code, x, panel.scale[g][0][p]);
+      } else {
+        sum[i][p] = dot_scaled<Codes::kMax, 4>(code, x, panel.scale[g][0][p]) +
+                    dot_scaled<Codes::kMax, 4>(code + 4, x + 4, panel.scale[g][1][p]);
       }
     }
   }
+}
+
+// One group of kCount tokens: acc += what it gives
+template <class Block, int kCount>
+static inline void panel_group(const Panel<Block>& panel, int g, const Activations& x, const int64_t* at,
+                               Vf32 (&acc)[kCount][kParts], Vf32 (&minimum)[kCount][kParts]) {
+  using Codes = TileCodes<Block>;
+  const int8_t* q[kCount];
+  for (int i = 0; i < kCount; ++i) q[i] = x.q + at[i] + 32 * g;
+  Vi32 sums[kCount][kParts];
+  if constexpr (OwnPanelSums<Codes>::kExists) {
+    OwnPanelSums<Codes>::template run<kCount>(panel.code[g], panel.scale[g], q, sums);
+  } else {
+    panel_sums<Block, kCount>(panel, g, q, sums);
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < kCount; ++i) {
+    const int16_t* sum16 = x.sum16 + at[i] / 16 + 2 * g;
+    const float x_scale = x.scale[at[i] / kActivationGroup + g];
+#pragma GCC unroll 4
+    for (int p = 0; p < kParts; ++p) {
+      Vi32 sum = sums[i][p];
+      if constexpr (Codes::kOffset > 0) {
+        if constexpr (Codes::kScales == 0) {
+          sum -= Codes::kOffset * (sum16[0] + sum16[1]);
+        } else {
+          sum -= pair_dot(panel.offset[g][p], sum16);
+        }
+      }
+      Vf32 scale = Vf32{} + x_scale;
+      if constexpr (Panel<Block>::kPerGroup) scale *= panel.factor[g][p];
+      acc[i][p] = fma(float_of(sum), scale, acc[i][p]);
+      if constexpr (Codes::kMinimum) {
+        minimum[i][p] = fma(float_of(pair_dot(panel.minimum[g][p], sum16)), Vf32{} + x_scale, minimum[i][p]);
+      }
+      if constexpr (Codes::kFloatOffset) {
+        acc[i][p] += panel.float_offset[g][p] * (x_scale * static_cast<float>(sum16[0] + sum16[1]));
+      }
+    }
+  }
+}
+
+// kCount tokens: out[token][row] = or += the panel's part
+template <class Block, int kCount>
+static inline void panel_times(const Panel<Block>& panel, int n_groups, const Activations& x, const int32_t* token,
+                               int64_t column, bool first, float* out, int64_t out_stride) {
+  Vf32 acc[kCount][kParts] = {};
+  Vf32 minimum[kCount][kParts] = {};
+  int64_t at[kCount];
+  for (int i = 0; i < kCount; ++i) at[i] = token[i] * x.token_stride + column;
+  for (int g = 0; g < n_groups; ++g) panel_group<Block, kCount>(panel, g, x, at, acc, minimum);
   for (int i = 0; i < kCount; ++i) {
     for (int p = 0; p < kParts; ++p) {
       Vf32 sum = acc[i][p];
       if constexpr (!Panel<Block>::kPerGroup) sum *= panel.factor[0][p];
-      if constexpr (Codes::kMinimum) sum -= minimum[i][p] * panel.minimum_factor[p];
+      if constexpr (TileCodes<Block>::kMinimum) sum -= minimum[i][p] * panel.minimum_factor[p];
       float* y = out + i * out_stride + p * kVectorBytes / 4;
       store(y, first ? sum : reinterpret_cast<Vf32>(load(reinterpret_cast<const uint8_t*>(y))) + sum);
     }
@@ -134,8 +155,12 @@ static void gemm_tiles(const TileRows& rows, const Activations& x, const int32_t
       const int n_groups = panel.unpack(body, tail, t, count - t);
       const int64_t column = t * T::kColumns;
       int64_t at = 0;
-      for (; at + kTokens <= n_tokens; at += kTokens) {
-        panel_times<Block, kTokens>(panel, n_groups, x, token + at, column, t == 0, y + at * out_stride, out_stride);
+      for (; at + 4 <= n_tokens; at += 4) {
+        panel_times<Block, 4>(panel, n_groups, x, token + at, column, t == 0, y + at * out_stride, out_stride);
+      }
+      if (at + 2 <= n_tokens) {
+        panel_times<Block, 2>(panel, n_groups, x, token + at, column, t == 0, y + at * out_stride, out_stride);
+        at += 2;
       }
       if (at < n_tokens) {
         panel_times<Block, 1>(panel, n_groups, x, token + at, column, t == 0, y + at * out_stride, out_stride);

@@ -62,7 +62,8 @@ static void gemv_tiles(const TileRows& rows, const Activations& x, float* out) {
     Vf32 sum[kParts] = {};
     for (int64_t t = 0; t < count; t += kTogether) {
       const int64_t n = count - t < kTogether ? count - t : kTogether;
-      prefetch(body + t * kBody, n * kBody);
+      // Small tiles are read in the order of their bytes, which the processor foresees better.
+      if constexpr (TileCodes<Block>::kGroups > 1) prefetch(body + t * kBody, kBody);
       for (int p = 0; p < kParts; ++p) {
         sum[p] += panel_dot<Block>(body + t * kBody + p * kVectorBytes,
                                    tail + t * kTail + p * kVectorBytes / 4 * T::kTailItem, n, x, t * T::kColumns);

@@ -19,6 +19,18 @@ constexpr Codebook<Word, kRows> expand(const uint16_t (&codes)[kRows], const int
   return out;
 }
 
+template <int kRows, int kValues>
+constexpr CodePlanes<kRows> planes(const uint16_t (&codes)[kRows], const int (&value)[kValues]) {
+  CodePlanes<kRows> out{};
+  for (int r = 0; r < kRows; ++r) {
+    out.low[r] = static_cast<uint8_t>(codes[r] & 0xff);
+    out.high[r] = static_cast<uint8_t>(codes[r] >> 8);
+  }
+  const int period = kValues > 4 ? 8 : 4;
+  for (int i = 0; i < 8; ++i) out.value[i] = static_cast<uint8_t>(i % period < kValues ? value[i % period] : 0);
+  return out;
+}
+
 constexpr Codebook<uint64_t, 128> expand_signs() {
   Codebook<uint64_t, 128> out{};
   for (unsigned seven = 0; seven < 128; ++seven) {
@@ -45,6 +57,11 @@ extern constexpr Codebook<uint64_t, 512> kIq2XsGrid = expand<uint64_t, 2>(kIq2Xs
 extern constexpr Codebook<uint64_t, 1024> kIq2SGrid = expand<uint64_t, 2>(kIq2SCodes, kIq2Values);
 extern constexpr Codebook<uint32_t, 256> kIq3XxsGrid = expand<uint32_t, 3>(kIq3XxsCodes, kIq3XxsValues);
 extern constexpr Codebook<uint32_t, 512> kIq3SGrid = expand<uint32_t, 3>(kIq3SCodes, kIq3SValues);
+extern constexpr CodePlanes<256> kIq2XxsPlanes = planes(kIq2XxsCodes, kIq2Values);
+extern constexpr CodePlanes<512> kIq2XsPlanes = planes(kIq2XsCodes, kIq2Values);
+extern constexpr CodePlanes<1024> kIq2SPlanes = planes(kIq2SCodes, kIq2Values);
+extern constexpr CodePlanes<256> kIq3XxsPlanes = planes(kIq3XxsCodes, kIq3XxsValues);
+extern constexpr CodePlanes<512> kIq3SPlanes = planes(kIq3SCodes, kIq3SValues);
 extern constexpr Codebook<uint64_t, 128> kSigns = expand_signs();
 
 extern const int8_t kIq4Values[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};

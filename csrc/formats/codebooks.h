@@ -12,12 +12,26 @@ struct Codebook {
   Word after[32 / sizeof(Word)];
 };
 
+// The same rows for machines that look bytes up in registers: the codes of row i, first weight lowest, fill
+// high[i] << 8 | low[i]; value[code] is the weight, repeated where a code has fewer than three bits.
+template <int kRows>
+struct CodePlanes {
+  alignas(64) uint8_t low[kRows];
+  uint8_t high[kRows];
+  uint8_t value[8];
+};
+
 extern LK_TABLE Codebook<uint64_t, 2048> kIq1Grid;    // int8 {-1, 0, 1}
 extern LK_TABLE Codebook<uint64_t, 256> kIq2XxsGrid;  // {8, 25, 43}
 extern LK_TABLE Codebook<uint64_t, 512> kIq2XsGrid;   // {8, 25, 43}
 extern LK_TABLE Codebook<uint64_t, 1024> kIq2SGrid;   // {8, 25, 43}
 extern LK_TABLE Codebook<uint32_t, 256> kIq3XxsGrid;  // {4, 12, 20, 28, 36, 44, 52, 62}
 extern LK_TABLE Codebook<uint32_t, 512> kIq3SGrid;    // {1, 3, 5, 7, 9, 11, 13, 15}
+extern LK_TABLE CodePlanes<256> kIq2XxsPlanes;        // eight codes of two bits
+extern LK_TABLE CodePlanes<512> kIq2XsPlanes;         // eight codes of two bits
+extern LK_TABLE CodePlanes<1024> kIq2SPlanes;         // eight codes of two bits
+extern LK_TABLE CodePlanes<256> kIq3XxsPlanes;        // four codes of three bits
+extern LK_TABLE CodePlanes<512> kIq3SPlanes;          // four codes of three bits
 extern LK_TABLE Codebook<uint64_t, 128> kSigns;  // byte j is -1 where sign j of a seven-bit sign code is minus, else 1
 extern LK_TABLE int8_t kIq4Values[16];           // iq4_nl, iq4_xs
 extern LK_TABLE int8_t kMxfp4Values[16];         // twice the e2m1 values

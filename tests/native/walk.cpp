@@ -34,6 +34,7 @@ long long number(int64_t n) { return static_cast<long long>(n); }
 // Whole blocks, and 33, 100, 300 and 576, which leave padding in blocks of 256.
 std::vector<int64_t> columns_for(const lutkern_format& f) {
   std::vector<int64_t> cols = {33, 100, 256, 300, 512, 576, f.block_size};
+  if (f.is_float) cols.push_back(55);  // 16 and 7 more than a multiple of 32
   std::sort(cols.begin(), cols.end());
   cols.erase(std::unique(cols.begin(), cols.end()), cols.end());
   return cols;
