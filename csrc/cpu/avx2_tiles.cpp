@@ -45,6 +45,11 @@ static inline void prefetch(const uint8_t* p, int64_t bytes) {
   for (int64_t at = 0; at < bytes; at += 64) _mm_prefetch(reinterpret_cast<const char*>(p + at + 4096), _MM_HINT_T0);
 }
 
+// Bits shift .. of each byte, as many as mask has
+static inline Vu8 bytes_of(Vu32 word, int shift, uint32_t mask) {
+  return reinterpret_cast<Vu8>((word >> shift) & (Vu32{} + 0x01010101u * mask));
+}
+static inline Vu8 three_times(Vu8 v) { return v + v + v; }
 // 255 where a is above b, as signed numbers
 static inline Vu8 above(Vu8 a, Vu8 b) { return reinterpret_cast<Vu8>(_mm256_cmpgt_epi8(raw(a), raw(b))); }
 // A constant of which the compiler does not know that it is one: it would turn comparisons with it into two instructions.
@@ -287,6 +292,8 @@ struct OwnGridSum<TileCodes<Iq2S>> {
     return sum_of_grid8(kIq2SGrid, c.numbers(g), q, c.signs(g), c.nibble.twice(g, 0), c.nibble.twice(g, 1));
   }
 };
+
+#include "tile_sums.inl.h"
 
 #include "tile_gemv.inl.h"
 

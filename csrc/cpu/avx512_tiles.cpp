@@ -360,6 +360,11 @@ struct OwnGridSum {
   static inline Vi32 run(Codes&, int, const int8_t*) { return Vi32{}; }
 };
 
+// Bits shift .. of each byte, as many as mask has
+static inline Vu8 bytes_of(Vu32 word, int shift, uint32_t mask) {
+  return reinterpret_cast<Vu8>((word >> shift) & (Vu32{} + 0x01010101u * mask));
+}
+
 #include "tile_codes.inl.h"
 
 #include "tile_grids.inl.h"
@@ -619,6 +624,8 @@ struct OwnSum<TileCodes<Iq3S>> {
     return float_of(reinterpret_cast<Vi32>(sum)) * odd<4>(c.word(26) >> (4 * g));
   }
 };
+
+#include "tile_sums.inl.h"
 
 #include "tile_gemv.inl.h"
 

@@ -71,10 +71,10 @@ constexpr IsaRow kRows[] = {
     {&kAvx2Kernels, &kAvx2TileKernels, has_avx2},
 #endif
 #if defined(LUTKERN_HAVE_NEON_I8MM)
-    {&kNeonI8mmKernels, nullptr, has_neon_i8mm},
+    {&kNeonI8mmKernels, &kNeonI8mmTileKernels, has_neon_i8mm},
 #endif
 #if defined(LUTKERN_HAVE_NEON)
-    {&kNeonKernels, nullptr, has_neon},
+    {&kNeonKernels, &kNeonTileKernels, has_neon},
 #endif
     {&kScalarKernels, nullptr, always},
 };

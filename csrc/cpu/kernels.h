@@ -81,6 +81,8 @@ extern const BlockKernels kNeonI8mmKernels;
 extern const BlockKernels kAvx512Kernels;
 extern const TileKernels kAvx2TileKernels;
 extern const TileKernels kAvx512TileKernels;
+extern const TileKernels kNeonTileKernels;
+extern const TileKernels kNeonI8mmTileKernels;
 
 // What runs, with the row that supplied each entry. Only the entries for tiles may be null: then tiles go through
 // blocks.

@@ -132,17 +132,25 @@ template <typename Index>
   return static_cast<Index>(load_u64(row + k / kEach * kEach) >> 8 * sizeof(Index) * (k % kEach));
 }
 
+// The first row as an address of its own: the compiler would add what lies before it to each row number.
+template <typename Word, int kRows>
+[[gnu::always_inline]] static inline const Word* first_row(const Codebook<Word, kRows>& grid) {
+  const Word* row = grid.row;
+  asm("" : "+r"(row));
+  return row;
+}
+
 template <int kRows>
 [[gnu::always_inline]] static inline int8x16_t rows16(const Codebook<uint64_t, kRows>& grid, const uint16_t* row,
                                                       int i) {
-  return join(grid.row[index_at(row, 2 * i)], grid.row[index_at(row, 2 * i + 1)]);
+  return join(first_row(grid)[index_at(row, 2 * i)], first_row(grid)[index_at(row, 2 * i + 1)]);
 }
 
 template <typename Index, int kRows>
 [[gnu::always_inline]] static inline int8x16_t rows16(const Codebook<uint32_t, kRows>& grid, const Index* row, int i) {
   uint32x2_t word[4];
 #pragma GCC unroll 4
-  for (int k = 0; k < 4; ++k) word[k] = vcreate_u32(grid.row[index_at(row, 4 * i + k)]);
+  for (int k = 0; k < 4; ++k) word[k] = vcreate_u32(first_row(grid)[index_at(row, 4 * i + k)]);
   return vreinterpretq_s8_u32(vcombine_u32(vzip1_u32(word[0], word[1]), vzip1_u32(word[2], word[3])));
 }
 
@@ -169,7 +177,7 @@ constexpr SignsOfBytes kSignsOfBytes = expand_signs();
 
 // Two sign codes of seven bits, side by side in the lowest 14
 [[gnu::always_inline]] static inline int8x16_t signs_of_codes(uint64_t codes) {
-  return join(kSigns.row[codes & 127], kSigns.row[codes >> 7 & 127]);
+  return join(first_row(kSigns)[codes & 127], first_row(kSigns)[codes >> 7 & 127]);
 }
 
 [[gnu::always_inline]] static inline int8x16_t codes16(const Iq1S&, const Fields& f, int i) {
@@ -183,14 +191,14 @@ constexpr SignsOfBytes kSignsOfBytes = expand_signs();
 [[gnu::always_inline]] static inline int8x16_t codes16(const Iq2Xxs& b, const Fields&, int i) {
   const uint64_t group = load_u64(&b.group[i / 2]);
   const uint64_t index = group >> 16 * (i % 2);
-  const int8x16_t rows = join(kIq2XxsGrid.row[index & 255], kIq2XxsGrid.row[index >> 8 & 255]);
+  const int8x16_t rows = join(first_row(kIq2XxsGrid)[index & 255], first_row(kIq2XxsGrid)[index >> 8 & 255]);
   return vmulq_s8(rows, signs_of_codes(group >> (32 + 14 * (i % 2))));
 }
 
 [[gnu::always_inline]] static inline int8x16_t codes16(const Iq2Xs& b, const Fields&, int i) {
   const uint64_t words = load_u64(b.word[4 * (i / 2)]) >> 32 * (i % 2);
-  const int8x16_t rows = join(kIq2XsGrid.row[words & 511], kIq2XsGrid.row[words >> 16 & 511]);
-  return vmulq_s8(rows, join(kSigns.row[words >> 9 & 127], kSigns.row[words >> 25 & 127]));
+  const int8x16_t rows = join(first_row(kIq2XsGrid)[words & 511], first_row(kIq2XsGrid)[words >> 16 & 511]);
+  return vmulq_s8(rows, join(first_row(kSigns)[words >> 9 & 127], first_row(kSigns)[words >> 25 & 127]));
 }
 
 [[gnu::always_inline]] static inline int8x16_t codes16(const Iq2S& b, const Fields& f, int i) {

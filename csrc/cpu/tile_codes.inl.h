@@ -38,9 +38,6 @@ struct SignedCodes {
 };
 
 static inline Vu32 splat(uint32_t value) { return Vu32{} + value; }
-static inline Vu8 bytes_of(Vu32 word, int shift, uint32_t mask) {
-  return reinterpret_cast<Vu8>((word >> shift) & splat(0x01010101u * mask));
-}
 
 // Byte b (0 .. 7) of two words twice, as a pair of 16-bit numbers; b is known when the loop is unrolled.
 static inline Vi16 byte_twice(const Vu32* words, int b) { return byte_pair(words[b / 4], b % 4, b % 4); }
@@ -304,7 +301,7 @@ struct FiveDigits {
   }
   inline V next() {
     const V now = q;
-    q = q + q + q;
+    q = three_times(q);
     return now;
   }
 };

@@ -135,7 +135,7 @@ static inline void panel_times(const Panel<Block>& panel, int n_groups, const Ac
       if constexpr (!Panel<Block>::kPerGroup) sum *= panel.factor[0][p];
       if constexpr (TileCodes<Block>::kMinimum) sum -= minimum[i][p] * panel.minimum_factor[p];
       float* y = out + i * out_stride + p * kVectorBytes / 4;
-      store(y, first ? sum : reinterpret_cast<Vf32>(load(reinterpret_cast<const uint8_t*>(y))) + sum);
+      store(y, (first ? Vf32{} : reinterpret_cast<Vf32>(load(reinterpret_cast<const uint8_t*>(y)))) + sum);
     }
   }
 }

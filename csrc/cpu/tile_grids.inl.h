@@ -14,7 +14,8 @@ static inline Vu32 with_parity_signs(Vu32 stored) {
   const Vu32 known = stored & splat(0x0fffffffu);
   Vu32 sum = known ^ known >> 16;
   sum ^= sum >> 8;
-  return known ^ sum << 28 ^ (sum << 24 & splat(0xf0000000u));
+  sum ^= sum >> 4;
+  return known ^ sum << 28;
 }
 
 // 2 s + 1 twice
