@@ -1,5 +1,16 @@
 // The tiles of every format as codes, scales and offsets, written once. Included by each ISA file inside its anonymous
-// namespace, after the words of that ISA (listed in tile_words.inl.h).
+// namespace, after the words of that ISA. Its vectors Vu8 Vi8 Vu16 Vi16 Vu32 Vi32 Vf32 have kVectorBytes (kParts of them
+// are 16 rows); what the compiler's vector operators do not say is
+//
+//   load(p)                         one word of each row
+//   bytes_of(word, shift, mask)     bits shift .. of each byte
+//   byte_pair(word, a, b)           bytes a and b of each lane as two 16-bit numbers; byte_pair_high: in their high bytes
+//   byte_all(word, b)               byte b of each lane in all its bytes
+//   low_twice(pairs), high_twice    one number of each pair in both places
+//   lookup16(table, index)          16 entries of a byte
+//   above(a, b), hidden(v), three_times(v)          for digits of base 3
+//   halves(p), floats_of_halves(v), widen_u8(p), widen_u16(p), float_of(v), fma(a, b, c)
+//   grid8, grid4, RowNumbers        codebook rows, see avx2_tiles.cpp
 //
 // TileCodes<Block>(body, tail) is one part of a tile: as many rows as a vector has lanes of 32 bits. 32 columns are a
 // group, a group is 8 vectors of codes; groups are asked for in order, 0 first.
