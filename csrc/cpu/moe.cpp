@@ -6,8 +6,9 @@
 //        h = activation(gate x) * (up x), and at once integers again: 32 columns of h have a scale of their own
 //   3. for each range of rows of down: out[token, rows] += weight * (down h), pair by pair in order of experts
 //
-// Tasks are handed out as threads become free; which thread works on one never changes a number. Scratch for each pair:
-// inter numbers of 1.4 bytes (4 more where down wants floats); for each token hidden numbers of the same.
+// Tasks are handed out as threads become free; which thread works on one never changes a number. Scratch, kept from call to
+// call (scratch.h): inter numbers for each pair and hidden numbers for each token, rounded up to 256, of 1.5 bytes (4 more
+// where a weight wants floats), for at most 16384 pairs at once.
 #include <stdlib.h>
 #include <string.h>
 

@@ -1,46 +1,39 @@
 // Memory that lives as long as one operation: every array aligned to a cache line, all given back together.
+//
+// Each thread that calls operations keeps the memory of its last one, up to kKeptBytes, so that a decode step allocates
+// nothing. What is larger, or taken by an operation inside an operation, comes from the system and goes back to it.
 #pragma once
+#include <stddef.h>
 #include <stdint.h>
-#include <stdlib.h>
 
 namespace lutkern {
 
 class Scratch {
  public:
-  Scratch() = default;
+  enum : size_t { kKeptBytes = size_t{64} << 20 };
+
+  Scratch();
+  ~Scratch();
   Scratch(const Scratch&) = delete;
   Scratch& operator=(const Scratch&) = delete;
-
-  ~Scratch() {
-    while (last_) {
-      Header* previous = last_->previous;
-      free(last_);
-      last_ = previous;
-    }
-  }
 
   // n elements, or null; once one is null, ok() is false.
   template <typename T>
   T* take(int64_t n) {
-    const size_t bytes = (static_cast<size_t>(n) * sizeof(T) + kLine - 1) / kLine * kLine;
-    void* memory = nullptr;
-    if (posix_memalign(&memory, kLine, kLine + bytes) != 0) {
-      ok_ = false;
-      return nullptr;
-    }
-    Header* header = static_cast<Header*>(memory);
-    header->previous = last_;
-    last_ = header;
-    return reinterpret_cast<T*>(static_cast<uint8_t*>(memory) + kLine);
+    return static_cast<T*>(bytes(static_cast<size_t>(n) * sizeof(T)));
   }
 
   bool ok() const { return ok_; }
 
  private:
-  static constexpr size_t kLine = 64;
   struct Header {
     Header* previous;
   };
+  void* bytes(size_t n);
+
+  bool owner_;         // of the memory that the thread keeps
+  size_t used_ = 0;    // of it
+  size_t wanted_ = 0;  // what would have had to be kept for this operation
   Header* last_ = nullptr;
   bool ok_ = true;
 };
