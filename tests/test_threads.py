@@ -66,7 +66,6 @@ def results_of_every_operation(layout: str) -> dict[str, np.ndarray]:
     }
 
 
-@pytest.mark.parametrize("layout", ["blocks", "tiles"])
 def test_any_number_of_threads_gives_the_same_bits(isa: str, layout: str, all_threads: None) -> None:
     lutkern.set_num_threads(1)
     alone = results_of_every_operation(layout)
