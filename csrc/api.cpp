@@ -146,13 +146,12 @@ Weight weight_of(FormatId id, Layout layout, int64_t experts, int64_t rows, int6
   const bool tiles = layout == Layout::tiles;
   const int64_t row_bytes = tiles ? tile_row_bytes(id, cols) : row_bytes_of(info, cols);
   const int64_t rows_down = tiles ? (rows + kTileRows - 1) / kTileRows : rows;
-  const int64_t columns = tiles && info.is_float ? 32 : info.block_size;
   return Weight{id,
                 layout,
                 experts,
                 rows,
                 cols,
-                (cols + columns - 1) / columns * columns,
+                (cols + info.block_size - 1) / info.block_size * info.block_size,
                 row_bytes,
                 rows_down * row_bytes,
                 static_cast<const uint8_t*>(data)};

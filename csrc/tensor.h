@@ -33,7 +33,7 @@ struct Weight {
   int64_t experts;
   int64_t rows;
   int64_t cols;          // as the user gave them
-  int64_t stored_cols;   // rounded up to whole blocks, or to whole tiles
+  int64_t stored_cols;   // rounded up to whole blocks
   int64_t row_bytes;     // of a row of blocks, or of a row of tiles
   int64_t expert_bytes;  // of a matrix
   const uint8_t* data;

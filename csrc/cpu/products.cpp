@@ -13,8 +13,6 @@ constexpr int64_t kChunk = 256;             // columns that go from tiles back t
 constexpr int64_t kSlab = 64;               // tokens whose results wait on the stack
 constexpr int64_t kRepackTokens = 4;        // from here on blocks are cut into tiles first
 
-int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
-
 Activations one_token(const Prepared& x, int64_t token) {
   Activations out = x.integers();
   out.q += token * x.stride;
@@ -81,8 +79,7 @@ struct Call {
   }
 
   TileRows tile_rows(const uint8_t* data, int64_t row_bytes, int64_t n_tiles) const {
-    const int64_t columns = w->info().is_float ? 32 : w->info().block_size;
-    return TileRows{data, row_bytes, n_tiles, round_up(w->cols, columns)};
+    return TileRows{data, row_bytes, n_tiles, w->stored_cols};
   }
 
   void whole_tiles(int64_t expert) const {

@@ -160,7 +160,7 @@ class PackedTensor:
     def to(self, *, layout: str | None = None, device: str | None = None) -> PackedTensor:
         """Return the weight in another layout or on another device; itself if nothing changes.
 
-        Tiles are read two to three times as fast as blocks and hold the same weights; formats iq1_s and iq1_m take 16
+        Tiles hold the same weights in the order in which the CPU kernels read them; formats iq1_s and iq1_m take 16
         and 14 percent more bytes in them, every other format the same (rows are padded to a multiple of 16).
 
         Raises
