@@ -6,13 +6,7 @@
 
 enum : int { kVectorBytes = 16, kParts = kTileRows * 4 / kVectorBytes };
 
-using Vu8 = uint8_t __attribute__((vector_size(kVectorBytes)));
-using Vi8 = int8_t __attribute__((vector_size(kVectorBytes)));
-using Vu16 = uint16_t __attribute__((vector_size(kVectorBytes)));
-using Vi16 = int16_t __attribute__((vector_size(kVectorBytes)));
-using Vu32 = uint32_t __attribute__((vector_size(kVectorBytes)));
-using Vi32 = int32_t __attribute__((vector_size(kVectorBytes)));
-using Vf32 = float __attribute__((vector_size(kVectorBytes)));
+#include "tile_vectors.inl.h"
 
 // A word as NEON's own types and back
 template <typename V>
