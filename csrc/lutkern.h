@@ -37,8 +37,11 @@ typedef enum lutkern_dtype { LUTKERN_F32 = 0, LUTKERN_F16 = 1, LUTKERN_BF16 = 2 
 
 typedef enum lutkern_layout {
   LUTKERN_BLOCKS = 0, /* the GGUF bytes */
-  LUTKERN_TILES = 1   /* the order in which the CPU kernels read: the same information, faster */
+  LUTKERN_TILES = 1   /* the order in which the kernels of the device read: the same information, faster */
 } lutkern_layout;
+
+/* Where bytes are: 0 is the memory of the CPU, LUTKERN_CUDA + i is CUDA device i. */
+typedef enum lutkern_device_kind { LUTKERN_CPU = 0, LUTKERN_CUDA = 0x100, LUTKERN_METAL = 0x200 } lutkern_device_kind;
 
 typedef enum lutkern_operation {
   LUTKERN_DEQUANTIZE = 0,
@@ -81,7 +84,8 @@ typedef struct lutkern_tensor {
   int64_t rows;
   int64_t cols;
   const void* data;
-  size_t nbytes; /* lutkern_tensor_bytes */
+  size_t nbytes;  /* lutkern_tensor_bytes, or lutkern_device_tensor_bytes */
+  int32_t device; /* where data is: 0 or a lutkern_device_kind plus an index */
 } lutkern_tensor;
 
 /* Input numbers: rows x cols, elements of a row side by side, rows row_stride elements apart. */
@@ -91,6 +95,8 @@ typedef struct lutkern_matrix {
   int64_t rows;
   int64_t cols;
   int64_t row_stride;
+  int32_t device; /* where data is. Ids, weights and results of an operation lie where its x lies: in the memory of the
+                     CPU, or on the device of the weight */
 } lutkern_matrix;
 
 /* Work on the items begin <= i < end. */
@@ -109,6 +115,8 @@ typedef struct lutkern_options {
   lutkern_parallel_for parallel_for; /* null: the library's threads */
   void* parallel_context;
   int32_t effort; /* pack: lutkern_effort */
+  void* stream;   /* of a device: the CUstream on which the work is queued; null is the default stream. Work whose
+                     arrays all lie on the device is only queued; work with arrays of the CPU is done on return */
 } lutkern_options;
 
 /* y[t] = sum over k of expert_weights[t, k] * down[e] h, h = activation(gate[e] x[t]) * (up[e] x[t]),
@@ -124,7 +132,18 @@ typedef struct lutkern_moe_args {
   int64_t k;
   int32_t activation; /* lutkern_activation */
   float* out;         /* tokens x hidden; overlaps no input */
+  int32_t partial;    /* 1: an id of -1 names an expert that lives elsewhere, and is left out */
 } lutkern_moe_args;
+
+/* A device other than the CPU. */
+typedef struct lutkern_device_info {
+  char name[128];
+  int64_t memory_bytes;
+  int64_t free_bytes;
+  int64_t cache_bytes; /* last level, 0 if unknown */
+  int32_t processors;  /* streaming multiprocessors */
+  int32_t capability;  /* CUDA: 10 * major + minor */
+} lutkern_device_info;
 
 /* The text of the last failure on this thread; never null. */
 LUTKERN_API const char* lutkern_last_error(void);
@@ -176,6 +195,48 @@ LUTKERN_API lutkern_status lutkern_pack(int32_t ggml_type, int64_t experts, cons
                                         const lutkern_options* options);
 /* int8 activations as the kernels see them. x: one row; q: cols; scale: ceil(cols / 32). */
 LUTKERN_API lutkern_status lutkern_quantize_activations(const lutkern_matrix* x, int8_t* q, float* scale);
+
+/* out: experts x rows x cols numbers of dtype, rounded to nearest even, on the device of the weight; float32 on the CPU. */
+LUTKERN_API lutkern_status lutkern_dequantize_to(const lutkern_tensor* weight, lutkern_dtype dtype, void* out,
+                                                 const lutkern_options* options);
+
+/* ---- devices ---- */
+
+/* How many devices of a kind there are; 0 also where the driver, or this build's kernels, are missing. */
+LUTKERN_API int32_t lutkern_device_count(lutkern_device_kind kind);
+/* One line: why there is no device of the kind; null if there is one. */
+LUTKERN_API const char* lutkern_device_absent(lutkern_device_kind kind);
+LUTKERN_API lutkern_status lutkern_get_device_info(int32_t device, lutkern_device_info* out);
+/* Bytes that a weight needs in a layout of a device, 0 for what is unknown or has no tiles there. */
+LUTKERN_API int64_t lutkern_device_tensor_bytes(int32_t device, int32_t ggml_type, lutkern_layout layout,
+                                                int64_t experts, int64_t rows, int64_t cols);
+/* 1 if the device has kernels for tiles of the format; otherwise its weights stay in blocks there. */
+LUTKERN_API int32_t lutkern_device_has_tiles(int32_t device, int32_t ggml_type);
+/* Memory of a device, ordered on the stream; free accepts null, and any memory of lutkern_device_alloc in any process
+ * state: after fork, and while the process ends, it does nothing. */
+LUTKERN_API lutkern_status lutkern_device_alloc(int32_t device, size_t nbytes, void* stream, void** out);
+LUTKERN_API lutkern_status lutkern_device_free(int32_t device, void* data, void* stream);
+/* Between the CPU and a device, or two devices. Done on return, unless both sides are devices: then it is queued. */
+LUTKERN_API lutkern_status lutkern_device_copy(void* to, int32_t to_device, const void* from, int32_t from_device,
+                                               size_t nbytes, void* stream);
+LUTKERN_API lutkern_status lutkern_device_synchronize(int32_t device, void* stream);
+/* A stream of its own, for work beside that of others. */
+LUTKERN_API lutkern_status lutkern_stream_create(int32_t device, void** out);
+LUTKERN_API lutkern_status lutkern_stream_destroy(int32_t device, void* stream);
+/* Work that is queued on the stream between begin and end is kept, not run; launch runs it as often as wanted. */
+LUTKERN_API lutkern_status lutkern_graph_begin(int32_t device, void* stream);
+LUTKERN_API lutkern_status lutkern_graph_end(int32_t device, void* stream, void** graph);
+LUTKERN_API lutkern_status lutkern_graph_launch(int32_t device, void* graph, void* stream);
+LUTKERN_API lutkern_status lutkern_graph_destroy(int32_t device, void* graph);
+/* Moments on a stream; elapsed waits for the second. */
+LUTKERN_API lutkern_status lutkern_event_create(int32_t device, void** out);
+LUTKERN_API lutkern_status lutkern_event_record(int32_t device, void* event, void* stream);
+LUTKERN_API lutkern_status lutkern_event_wait(int32_t device, void* event, void* stream);
+LUTKERN_API lutkern_status lutkern_event_elapsed(int32_t device, void* begin, void* end, float* milliseconds);
+LUTKERN_API lutkern_status lutkern_event_destroy(int32_t device, void* event);
+/* The kernel that would run for a number of tokens, or null; the name is that of its function on the device. */
+LUTKERN_API const char* lutkern_device_kernel(int32_t device, int32_t ggml_type, lutkern_operation operation,
+                                              lutkern_layout layout, int64_t tokens);
 
 /* ---- what runs ---- */
 
