@@ -1,4 +1,5 @@
 // Expands the generated codebooks at compile time: the tables are constant data, there is nothing to initialise.
+// Device text is one translation unit that includes this file: a device has no linker.
 #include "codebooks.h"
 
 namespace lutkern {
@@ -52,20 +53,23 @@ constexpr int kIq3SValues[] = {1, 3, 5, 7, 9, 11, 13, 15};
 
 }  // namespace
 
-extern constexpr Codebook<uint64_t, 2048> kIq1Grid = expand<uint64_t, 2>(kIq1Codes, kTernary);
-extern constexpr Codebook<uint64_t, 256> kIq2XxsGrid = expand<uint64_t, 2>(kIq2XxsCodes, kIq2Values);
-extern constexpr Codebook<uint64_t, 512> kIq2XsGrid = expand<uint64_t, 2>(kIq2XsCodes, kIq2Values);
-extern constexpr Codebook<uint64_t, 1024> kIq2SGrid = expand<uint64_t, 2>(kIq2SCodes, kIq2Values);
-extern constexpr Codebook<uint32_t, 256> kIq3XxsGrid = expand<uint32_t, 3>(kIq3XxsCodes, kIq3XxsValues);
-extern constexpr Codebook<uint32_t, 512> kIq3SGrid = expand<uint32_t, 3>(kIq3SCodes, kIq3SValues);
-extern constexpr CodePlanes<256> kIq2XxsPlanes = planes(kIq2XxsCodes, kIq2Values);
-extern constexpr CodePlanes<512> kIq2XsPlanes = planes(kIq2XsCodes, kIq2Values);
-extern constexpr CodePlanes<1024> kIq2SPlanes = planes(kIq2SCodes, kIq2Values);
-extern constexpr CodePlanes<256> kIq3XxsPlanes = planes(kIq3XxsCodes, kIq3XxsValues);
-extern constexpr CodePlanes<512> kIq3SPlanes = planes(kIq3SCodes, kIq3SValues);
-extern constexpr Codebook<uint64_t, 128> kSigns = expand_signs();
+LK_TABLE_DEFINITION Codebook<uint64_t, 2048> kIq1Grid = expand<uint64_t, 2>(kIq1Codes, kTernary);
+LK_TABLE_DEFINITION Codebook<uint64_t, 256> kIq2XxsGrid = expand<uint64_t, 2>(kIq2XxsCodes, kIq2Values);
+LK_TABLE_DEFINITION Codebook<uint64_t, 512> kIq2XsGrid = expand<uint64_t, 2>(kIq2XsCodes, kIq2Values);
+LK_TABLE_DEFINITION Codebook<uint64_t, 1024> kIq2SGrid = expand<uint64_t, 2>(kIq2SCodes, kIq2Values);
+LK_TABLE_DEFINITION Codebook<uint32_t, 256> kIq3XxsGrid = expand<uint32_t, 3>(kIq3XxsCodes, kIq3XxsValues);
+LK_TABLE_DEFINITION Codebook<uint32_t, 512> kIq3SGrid = expand<uint32_t, 3>(kIq3SCodes, kIq3SValues);
+LK_TABLE_DEFINITION int8_t kIq4Values[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
+LK_TABLE_DEFINITION int8_t kMxfp4Values[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
 
-extern const int8_t kIq4Values[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
-extern const int8_t kMxfp4Values[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
+// What only vector instructions read
+#if !defined(__CUDACC__)
+LK_TABLE_DEFINITION CodePlanes<256> kIq2XxsPlanes = planes(kIq2XxsCodes, kIq2Values);
+LK_TABLE_DEFINITION CodePlanes<512> kIq2XsPlanes = planes(kIq2XsCodes, kIq2Values);
+LK_TABLE_DEFINITION CodePlanes<1024> kIq2SPlanes = planes(kIq2SCodes, kIq2Values);
+LK_TABLE_DEFINITION CodePlanes<256> kIq3XxsPlanes = planes(kIq3XxsCodes, kIq3XxsValues);
+LK_TABLE_DEFINITION CodePlanes<512> kIq3SPlanes = planes(kIq3SCodes, kIq3SValues);
+LK_TABLE_DEFINITION Codebook<uint64_t, 128> kSigns = expand_signs();
+#endif
 
 }  // namespace lutkern

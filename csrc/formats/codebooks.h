@@ -21,6 +21,7 @@ struct CodePlanes {
   uint8_t value[8];
 };
 
+#if !defined(__CUDACC__)
 extern LK_TABLE Codebook<uint64_t, 2048> kIq1Grid;    // int8 {-1, 0, 1}
 extern LK_TABLE Codebook<uint64_t, 256> kIq2XxsGrid;  // {8, 25, 43}
 extern LK_TABLE Codebook<uint64_t, 512> kIq2XsGrid;   // {8, 25, 43}
@@ -35,5 +36,10 @@ extern LK_TABLE CodePlanes<512> kIq3SPlanes;          // four codes of three bit
 extern LK_TABLE Codebook<uint64_t, 128> kSigns;  // byte j is -1 where sign j of a seven-bit sign code is minus, else 1
 extern LK_TABLE int8_t kIq4Values[16];           // iq4_nl, iq4_xs
 extern LK_TABLE int8_t kMxfp4Values[16];         // twice the e2m1 values
+#endif
 
 }  // namespace lutkern
+
+#if defined(__CUDACC__)
+#include "codebooks.cpp"
+#endif

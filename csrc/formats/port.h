@@ -3,6 +3,7 @@
 //   LK_FN      a decode helper: internal linkage, inlined, callable on the device
 //   LK_BLOCK   address space of a packed block that is passed by reference
 //   LK_TABLE   address space of a codebook
+//   LK_TABLE_DEFINITION   linkage and address space of its definition
 //
 // Decode helpers take a block by reference and return values, so that nothing else depends on the language.
 #pragma once
@@ -17,11 +18,14 @@ using namespace metal;
 #include <stdint.h>
 #if defined(__CUDACC__)
 #define LK_FN static __host__ __device__ __forceinline__
+#define LK_TABLE __device__ const
+#define LK_TABLE_DEFINITION static __device__ constexpr
 #else
 #define LK_FN static inline
+#define LK_TABLE const
+#define LK_TABLE_DEFINITION extern constexpr
 #endif
 #define LK_BLOCK const
-#define LK_TABLE const
 #endif
 
 namespace lutkern {
