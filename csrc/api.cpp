@@ -274,10 +274,11 @@ lutkern_status check_moe(const lutkern_moe_args& a, Weight* gate, Weight* up, We
     return fail(LUTKERN_ERROR_VALUE, "moe: expert_ids or expert_weights is null");
   }
   if (!a.out && x->rows > 0) return fail(LUTKERN_ERROR_VALUE, "moe: out is null, expected room for the result");
+  const int32_t least = a.partial ? -1 : 0;
   for (int64_t i = 0; i < pairs; ++i) {
-    if (a.expert_ids[i] < 0 || a.expert_ids[i] >= up->experts) {
-      return fail(LUTKERN_ERROR_VALUE, "moe: expert_ids[%lld, %lld] is %d, expected 0 to %lld", number(i / a.k),
-                  number(i % a.k), a.expert_ids[i], number(up->experts - 1));
+    if (a.expert_ids[i] < least || a.expert_ids[i] >= up->experts) {
+      return fail(LUTKERN_ERROR_VALUE, "moe: expert_ids[%lld, %lld] is %d, expected %d to %lld", number(i / a.k),
+                  number(i % a.k), a.expert_ids[i], least, number(up->experts - 1));
     }
   }
   return LUTKERN_OK;
@@ -381,7 +382,7 @@ int32_t lutkern_tile_version(void) { return kTileVersion; }
 lutkern_status lutkern_tensor_init(lutkern_tensor* out, int32_t ggml_type, lutkern_layout layout, int64_t experts,
                                    int64_t rows, int64_t cols, const void* data, size_t nbytes) {
   if (!out) return fail(LUTKERN_ERROR_VALUE, "tensor: out is null");
-  const lutkern_tensor candidate{ggml_type, layout, experts, rows, cols, data, nbytes};
+  const lutkern_tensor candidate{ggml_type, layout, experts, rows, cols, data, nbytes, LUTKERN_CPU};
   Weight w{};
   if (const lutkern_status status = check_weight("tensor", "the weight", &candidate, &w)) return status;
   *out = candidate;

@@ -6,6 +6,8 @@
 //        h = activation(gate x) * (up x), and at once integers again: 32 columns of h have a scale of their own
 //   3. for each range of rows of down: out[token, rows] += weight * (down h), pair by pair in order of experts
 //
+// A pair whose id is negative belongs to an expert that lives elsewhere: it gets no place in the order.
+//
 // Tasks are handed out as threads become free; which thread works on one never changes a number. Scratch, kept from call to
 // call (scratch.h): inter numbers for each pair and hidden numbers for each token, rounded up to 256, of 1.5 bytes (4 more
 // where a weight wants floats), for at most 16384 pairs at once.
@@ -81,13 +83,16 @@ struct Moe {
     const int64_t pairs = n_tokens * work->k;
     const int64_t experts = work->up->experts;
     memset(first_pair, 0, static_cast<size_t>(experts + 1) * sizeof(int32_t));
-    for (int64_t i = 0; i < pairs; ++i) ++first_pair[ids[i] + 1];
+    for (int64_t i = 0; i < pairs; ++i) {
+      if (ids[i] >= 0) ++first_pair[ids[i] + 1];
+    }
     n_active = 0;
     for (int64_t e = 0; e < experts; ++e) {
       if (first_pair[e + 1] > 0) active[n_active++] = static_cast<int32_t>(e);
       first_pair[e + 1] += first_pair[e];
     }
     for (int64_t i = 0; i < pairs; ++i) {
+      if (ids[i] < 0) continue;
       const int32_t pair = first_pair[ids[i]]++;
       pair_token[pair] = static_cast<int32_t>(i / work->k);
       pair_itself[pair] = pair;

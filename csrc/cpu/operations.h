@@ -15,7 +15,7 @@ struct MoeWork {
   const Weight* up;
   const Weight* down;
   Matrix x;
-  const int32_t* expert_ids;    // x.rows x k, each within the experts
+  const int32_t* expert_ids;    // x.rows x k, each within the experts, or negative: left out
   const float* expert_weights;  // x.rows x k
   int64_t k;
   Activation activation;
