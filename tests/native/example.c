@@ -19,14 +19,14 @@ static int run(const lutkern_format* format, void* packed, size_t nbytes) {
   for (int i = 0; i < ROWS * COLS; ++i) w[i] = sinf(0.37f * (float)i);
   for (int c = 0; c < COLS; ++c) x[c] = cosf(0.11f * (float)c);
 
-  const lutkern_matrix weights = {w, LUTKERN_F32, ROWS, COLS, COLS};
+  const lutkern_matrix weights = {w, LUTKERN_F32, ROWS, COLS, COLS, LUTKERN_CPU};
   if (lutkern_pack(format->ggml_type, 1, &weights, NULL, packed, nbytes, NULL, NULL)) return failed("pack");
   lutkern_tensor tensor;
   if (lutkern_tensor_init(&tensor, format->ggml_type, LUTKERN_BLOCKS, 1, ROWS, COLS, packed, nbytes))
     return failed("tensor");
   if (lutkern_dequantize(&tensor, decoded, NULL)) return failed("dequantize");
 
-  const lutkern_matrix input = {x, LUTKERN_F32, 1, COLS, COLS};
+  const lutkern_matrix input = {x, LUTKERN_F32, 1, COLS, COLS, LUTKERN_CPU};
   lutkern_options options = {0};
   options.exact = 1; /* float activations: the only difference to double is rounding */
   if (lutkern_matvec(&tensor, &input, y, &options)) return failed("matvec");

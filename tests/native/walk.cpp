@@ -190,7 +190,7 @@ void check_one_hot(const lutkern_tensor& w, const std::vector<double>& weights) 
     Floats x(w.cols);
     x.fill_bytes(0);
     x[c] = 1.0f;
-    const lutkern_matrix m{x.get(), LUTKERN_F32, 1, w.cols, w.cols};
+    const lutkern_matrix m{x.get(), LUTKERN_F32, 1, w.cols, w.cols, LUTKERN_CPU};
     const Floats y = matmul(w, m, mode(true));
     for (int64_t r = 0; r < w.rows; ++r) {
       const double expected = weights[static_cast<size_t>(r * w.cols + c)];
@@ -346,7 +346,8 @@ struct Layer {
                                 shares.get(),
                                 k,
                                 activation,
-                                out.get()};
+                                out.get(),
+                                0};
     check_ok(lutkern_moe(&args, &options));
     return out;
   }
@@ -472,7 +473,7 @@ void check_moe_is_matvecs(const Layer& layer) {
     const Floats g = matmul(one[0], layer.x.matrix, mode(false));
     for (int64_t i = 0; i < h.size(); ++i) h[i] *= g[i];
   }
-  const lutkern_matrix m{h.get(), LUTKERN_F32, 1, layer.inter(), layer.inter()};
+  const lutkern_matrix m{h.get(), LUTKERN_F32, 1, layer.inter(), layer.inter(), LUTKERN_CPU};
   Floats expected = matmul(one[2], m, mode(false));
   for (int64_t i = 0; i < expected.size(); ++i) expected[i] = 0.0f + layer.shares[0] * expected[i];
   check_same(layer.run(mode(false)), expected, "moe of one pair and its matvecs");
@@ -636,7 +637,7 @@ void walk_pack() {
           const Floats importance = make_importance(static_cast<Importance>(kind), shape[0] * shape[2], random);
           const PackCase c{&f,
                            shape[0],
-                           {w.get(), LUTKERN_F32, shape[0] * shape[1], shape[2], shape[2]},
+                           {w.get(), LUTKERN_F32, shape[0] * shape[1], shape[2], shape[2], LUTKERN_CPU},
                            kind ? importance.get() : nullptr};
           check_pack(c, static_cast<Fill>(fill), static_cast<Importance>(kind), effort);
         }

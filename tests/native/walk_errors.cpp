@@ -30,7 +30,8 @@ struct Calls {
     ids[0] = ids[1] = 0;
     shares[0] = shares[1] = 1.0f;
     moe = lutkern_moe_args{
-        &w.tensor, &w.tensor, &down.tensor, x.matrix, ids.get(), shares.get(), 1, LUTKERN_ACTIVATION_SILU, out.get()};
+        &w.tensor, &w.tensor, &down.tensor, x.matrix, ids.get(), shares.get(), 1, LUTKERN_ACTIVATION_SILU,
+        out.get(), 0};
     out.fill_bytes(kUntouched);
     packed.fill_bytes(kUntouched);
   }
@@ -277,7 +278,7 @@ void wrong_moe(Calls& c) {
 }
 
 void wrong_pack(const Calls& c) {
-  const lutkern_matrix w{c.x.bytes.get(), LUTKERN_F32, 2, 64, 64};
+  const lutkern_matrix w{c.x.bytes.get(), LUTKERN_F32, 2, 64, 64, LUTKERN_CPU};
   const lutkern_format f = Calls::format("f32");
   const size_t n = 2 * 64 * 4;
   const Bytes out(static_cast<int64_t>(n));

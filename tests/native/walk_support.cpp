@@ -128,7 +128,7 @@ Sample in_tiles(const lutkern_tensor& blocks, int shift) {
 }
 
 Sample random_tiles(const lutkern_format& f, int64_t rows, int64_t cols, int shift, Random& random) {
-  Sample out = tiles_like(lutkern_tensor{f.ggml_type, LUTKERN_BLOCKS, 1, rows, cols, nullptr, 0}, shift);
+  Sample out = tiles_like(lutkern_tensor{f.ggml_type, LUTKERN_BLOCKS, 1, rows, cols, nullptr, 0, LUTKERN_CPU}, shift);
   random.fill(out.bytes.get(), out.bytes.size());
   return out;
 }
@@ -141,7 +141,7 @@ std::vector<double> weights_of(const lutkern_tensor& tensor) {
 
 Input make_input(int64_t tokens, int64_t cols, int64_t stride, lutkern_dtype dtype, Random& random) {
   const int64_t n = (tokens - 1) * stride + cols;
-  Input out{Bytes(n * kElementBytes[dtype], 1), {nullptr, dtype, tokens, cols, stride}};
+  Input out{Bytes(n * kElementBytes[dtype], 1), {nullptr, dtype, tokens, cols, stride, LUTKERN_CPU}};
   out.matrix.data = out.bytes.get();
   for (int64_t i = 0; i < n; ++i) {
     if (dtype == LUTKERN_F32) {
@@ -160,7 +160,7 @@ Input make_input(int64_t tokens, int64_t cols, int64_t stride, lutkern_dtype dty
 }
 
 Input to_f32(const lutkern_matrix& m) {
-  Input out{Bytes(m.rows * m.cols * 4, 1), {nullptr, LUTKERN_F32, m.rows, m.cols, m.cols}};
+  Input out{Bytes(m.rows * m.cols * 4, 1), {nullptr, LUTKERN_F32, m.rows, m.cols, m.cols, LUTKERN_CPU}};
   out.matrix.data = out.bytes.get();
   lutkern_format format;
   check_ok(lutkern_find_format(m.dtype == LUTKERN_F32 ? "f32" : (m.dtype == LUTKERN_F16 ? "f16" : "bf16"), &format));
@@ -186,7 +186,7 @@ Input first_tokens(const Input& x, int64_t tokens) {
 
 lutkern_matrix row_of(const lutkern_matrix& m, int64_t row) {
   const uint8_t* data = static_cast<const uint8_t*>(m.data) + row * m.row_stride * kElementBytes[m.dtype];
-  return {data, m.dtype, 1, m.cols, m.cols};
+  return {data, m.dtype, 1, m.cols, m.cols, m.device};
 }
 
 std::vector<double> activations_of(const lutkern_matrix& m, bool quantised) {
