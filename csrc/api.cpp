@@ -8,13 +8,12 @@
 
 #include <atomic>
 
+#include "boundary.h"
 #include "cpu/kernels.h"
-#include "cpu/operations.h"
 #include "cpu/threads.h"
-#include "lutkern.h"
+#include "cuda/arguments.h"
 #include "pack/pack.h"
 #include "pack/pack_rows.h"
-#include "tensor.h"
 #include "tiles/repack.h"
 #include "tiles/tile.h"
 
@@ -23,7 +22,9 @@ namespace {
 
 thread_local char g_error[512] = "";
 
-__attribute__((format(printf, 2, 3))) lutkern_status fail(lutkern_status status, const char* text, ...) {
+}  // namespace
+
+lutkern_status fail(lutkern_status status, const char* text, ...) {
   va_list arguments;
   va_start(arguments, text);
   vsnprintf(g_error, sizeof(g_error), text, arguments);
@@ -31,7 +32,7 @@ __attribute__((format(printf, 2, 3))) lutkern_status fail(lutkern_status status,
   return status;
 }
 
-long long number(int64_t n) { return static_cast<long long>(n); }
+namespace {
 
 lutkern_status no_memory(const char* op) { return fail(LUTKERN_ERROR_MEMORY, "%s: no memory for scratch", op); }
 
@@ -109,6 +110,8 @@ const PackKernels& current_pack_kernels() {
 
 bool can_pack(FormatId format) { return kScalarPackKernels.packer[static_cast<int>(format)].row != nullptr; }
 
+}  // namespace
+
 const FormatInfo* find_type(int32_t ggml_type, FormatId* id) {
   for (int f = 0; f < kFormatCount; ++f) {
     if (kFormatInfo[f].ggml_type == ggml_type) {
@@ -119,6 +122,8 @@ const FormatInfo* find_type(int32_t ggml_type, FormatId* id) {
   return nullptr;
 }
 
+namespace {
+
 void describe(int f, lutkern_format* out) {
   const FormatInfo& info = kFormatInfo[f];
   const bool packs = can_pack(static_cast<FormatId>(f));
@@ -128,6 +133,8 @@ void describe(int f, lutkern_format* out) {
 int64_t row_bytes_of(const FormatInfo& info, int64_t cols) {
   return (cols + info.block_size - 1) / info.block_size * info.block_bytes;
 }
+
+}  // namespace
 
 lutkern_status check_shape(const char* op, int64_t experts, int64_t rows, int64_t cols) {
   const bool positive = experts >= 1 && rows >= 1 && cols >= 1;
@@ -141,11 +148,16 @@ lutkern_status check_shape(const char* op, int64_t experts, int64_t rows, int64_
 
 const char* layout_name(Layout layout) { return layout == Layout::tiles ? "tiles" : "blocks"; }
 
-Weight weight_of(FormatId id, Layout layout, int64_t experts, int64_t rows, int64_t cols, const void* data) {
+Weight weight_of(FormatId id, Layout layout, int32_t device, int64_t experts, int64_t rows, int64_t cols,
+                 const void* data) {
   const FormatInfo& info = kFormatInfo[static_cast<int>(id)];
-  const bool tiles = layout == Layout::tiles;
-  const int64_t row_bytes = tiles ? tile_row_bytes(id, cols) : row_bytes_of(info, cols);
-  const int64_t rows_down = tiles ? (rows + kTileRows - 1) / kTileRows : rows;
+  int64_t row_bytes = row_bytes_of(info, cols);
+  int64_t rows_down = rows;
+  if (layout == Layout::tiles) {
+    const int64_t tile_rows = device ? int64_t{cuda::kTileRows} : int64_t{kTileRows};
+    row_bytes = device ? device_tile_row_bytes(id, cols) : tile_row_bytes(id, cols);
+    rows_down = (rows + tile_rows - 1) / tile_rows;
+  }
   return Weight{id,
                 layout,
                 experts,
@@ -154,8 +166,18 @@ Weight weight_of(FormatId id, Layout layout, int64_t experts, int64_t rows, int6
                 (cols + info.block_size - 1) / info.block_size * info.block_size,
                 row_bytes,
                 rows_down * row_bytes,
-                static_cast<const uint8_t*>(data)};
+                static_cast<const uint8_t*>(data),
+                device};
 }
+
+namespace {
+
+lutkern_status no_tiles(const char* op, const char* what, const Weight& w) {
+  return fail(LUTKERN_ERROR_VALUE, "%s: %s has the layout tiles, %s on %s has blocks only", op, what, w.info().name,
+              device_name(w.device).text);
+}
+
+}  // namespace
 
 lutkern_status check_weight(const char* op, const char* what, const lutkern_tensor* t, Weight* out) {
   if (!t || !t->data) return fail(LUTKERN_ERROR_VALUE, "%s: %s is null, expected a weight", op, what);
@@ -168,7 +190,11 @@ lutkern_status check_weight(const char* op, const char* what, const lutkern_tens
     return fail(LUTKERN_ERROR_VALUE, "%s: %s has the layout %d, expected blocks (0) or tiles (1)", op, what, t->layout);
   }
   if (const lutkern_status status = check_shape(op, t->experts, t->rows, t->cols)) return status;
-  const Weight w = weight_of(id, static_cast<Layout>(t->layout), t->experts, t->rows, t->cols, t->data);
+  if (t->device) {
+    if (const lutkern_status status = check_device(op, t->device)) return status;
+  }
+  const Weight w = weight_of(id, static_cast<Layout>(t->layout), t->device, t->experts, t->rows, t->cols, t->data);
+  if (w.row_bytes == 0) return no_tiles(op, what, w);
   const int64_t expected = t->experts * w.expert_bytes;
   if (t->nbytes != static_cast<size_t>(expected)) {
     return fail(LUTKERN_ERROR_VALUE, "%s: %s has %zu bytes, %s of %lld x %lld x %lld in %s needs %lld", op, what,
@@ -189,7 +215,7 @@ lutkern_status check_matrix(const char* op, const char* what, const lutkern_matr
                 number(m.cols), number(m.row_stride));
   }
   if (!m.data && m.rows > 0 && m.cols > 0) return fail(LUTKERN_ERROR_VALUE, "%s: %s is null, expected data", op, what);
-  *out = Matrix{m.data, static_cast<Dtype>(m.dtype), m.rows, m.cols, m.row_stride};
+  *out = Matrix{m.data, static_cast<Dtype>(m.dtype), m.rows, m.cols, m.row_stride, m.device};
   return LUTKERN_OK;
 }
 
@@ -198,7 +224,14 @@ Runner runner_of(const lutkern_options* options) {
   return Runner{parallel_for, reinterpret_cast<void*>(static_cast<intptr_t>(options ? options->threads : 0))};
 }
 
-bool exact_of(const lutkern_options* options) { return options && options->exact != 0; }
+namespace {
+
+// x may be where the weight is; for a weight on a device also in the memory of the CPU.
+lutkern_status check_place(const char* op, const Matrix& x, const Weight& w) {
+  if (x.device == 0 || x.device == w.device) return LUTKERN_OK;
+  return fail(LUTKERN_ERROR_VALUE, "%s: x is on %s, the weight is on %s", op, device_name(x.device).text,
+              device_name(w.device).text);
+}
 
 lutkern_status multiply(const char* op, const lutkern_tensor* weight, const lutkern_matrix* x, bool one_row, float* out,
                         const lutkern_options* options) {
@@ -226,6 +259,8 @@ lutkern_status multiply(const char* op, const lutkern_tensor* weight, const lutk
                 number(w.rows));
   }
   if (!out && m.rows > 0) return fail(LUTKERN_ERROR_VALUE, "%s: out is null, expected room for the result", op);
+  if (const lutkern_status status = check_place(op, m, w)) return status;
+  if (w.device) return m.rows == 0 ? LUTKERN_OK : device_multiply(op, w, m, begin, end, out, options);
   return m.rows == 0 || matmul(w, m, exact_of(options), begin, end, out, runner_of(options)) ? LUTKERN_OK
                                                                                              : no_memory(op);
 }
@@ -237,6 +272,10 @@ lutkern_status check_moe_shapes(const Weight* gate, const Weight& up, const Weig
     if (projections[i] && projections[i]->experts != up.experts) {
       return fail(LUTKERN_ERROR_VALUE, "moe: %s has %lld experts, up has %lld", names[i],
                   number(projections[i]->experts), number(up.experts));
+    }
+    if (projections[i] && projections[i]->device != up.device) {
+      return fail(LUTKERN_ERROR_VALUE, "moe: %s is on %s, up is on %s", names[i],
+                  device_name(projections[i]->device).text, device_name(up.device).text);
     }
   }
   if (gate && (gate->rows != up.rows || gate->cols != up.cols)) {
@@ -251,7 +290,7 @@ lutkern_status check_moe_shapes(const Weight* gate, const Weight& up, const Weig
     return fail(LUTKERN_ERROR_VALUE, "moe: x has %lld columns, the hidden size of up is %lld", number(x.cols),
                 number(up.cols));
   }
-  return LUTKERN_OK;
+  return check_place("moe", x, up);
 }
 
 lutkern_status check_moe(const lutkern_moe_args& a, Weight* gate, Weight* up, Weight* down, Matrix* x) {
@@ -275,7 +314,7 @@ lutkern_status check_moe(const lutkern_moe_args& a, Weight* gate, Weight* up, We
   }
   if (!a.out && x->rows > 0) return fail(LUTKERN_ERROR_VALUE, "moe: out is null, expected room for the result");
   const int32_t least = a.partial ? -1 : 0;
-  for (int64_t i = 0; i < pairs; ++i) {
+  for (int64_t i = 0; i < pairs && x->device == 0; ++i) {
     if (a.expert_ids[i] < least || a.expert_ids[i] >= up->experts) {
       return fail(LUTKERN_ERROR_VALUE, "moe: expert_ids[%lld, %lld] is %d, expected %d to %lld", number(i / a.k),
                   number(i % a.k), a.expert_ids[i], least, number(up->experts - 1));
@@ -292,6 +331,9 @@ lutkern_status check_pack(int32_t ggml_type, int64_t experts, const lutkern_matr
   if (!can_pack(*format)) return fail(LUTKERN_ERROR_VALUE, "pack: %s can be read but not packed", info->name);
   if (!w || !out) return fail(LUTKERN_ERROR_VALUE, "pack: w or out is null");
   if (const lutkern_status status = check_matrix("pack", "w", *w, m)) return status;
+  if (m->device) {
+    return fail(LUTKERN_ERROR_VALUE, "pack: w is on %s, expected the CPU", device_name(m->device).text);
+  }
   if (experts < 1 || m->rows % experts != 0) {
     return fail(LUTKERN_ERROR_VALUE, "pack: w has %lld rows, expected a multiple of %lld experts", number(m->rows),
                 number(experts));
@@ -349,25 +391,36 @@ int64_t lutkern_tensor_bytes(int32_t ggml_type, lutkern_layout layout, int64_t e
       check_shape("tensor", experts, rows, cols) != LUTKERN_OK) {
     return 0;
   }
-  return experts * weight_of(id, static_cast<Layout>(layout), experts, rows, cols, nullptr).expert_bytes;
+  return experts * weight_of(id, static_cast<Layout>(layout), 0, experts, rows, cols, nullptr).expert_bytes;
 }
 
 lutkern_status lutkern_repack(const lutkern_tensor* weight, lutkern_layout layout, void* out, size_t out_bytes,
                               const lutkern_options* options) {
+  return lutkern_repack_to(weight, layout, weight ? weight->device : 0, out, out_bytes, options);
+}
+
+lutkern_status lutkern_repack_to(const lutkern_tensor* weight, lutkern_layout layout, int32_t device, void* out,
+                                 size_t out_bytes, const lutkern_options* options) {
   if (const lutkern_status status = check_environment()) return status;
   Weight w{};
   if (const lutkern_status status = check_weight("repack", "the weight", weight, &w)) return status;
   if (!out) return fail(LUTKERN_ERROR_VALUE, "repack: out is null");
-  const int64_t expected = lutkern_tensor_bytes(weight->ggml_type, layout, w.experts, w.rows, w.cols);
-  if (expected == 0) {
+  if (layout != LUTKERN_BLOCKS && layout != LUTKERN_TILES) {
     return fail(LUTKERN_ERROR_VALUE, "repack: unknown layout %d, expected blocks (0) or tiles (1)", layout);
   }
+  if (device) {
+    if (const lutkern_status status = check_device("repack", device)) return status;
+  }
+  const Weight to = weight_of(w.format, static_cast<Layout>(layout), device, w.experts, w.rows, w.cols, out);
+  if (to.row_bytes == 0) return no_tiles("repack", "out", to);
+  const int64_t expected = to.experts * to.expert_bytes;
   if (out_bytes != static_cast<size_t>(expected)) {
     return fail(LUTKERN_ERROR_VALUE, "repack: out has %zu bytes, expected %lld", out_bytes, number(expected));
   }
+  if (w.device || device) return device_repack(w, to, options);
   uint8_t* bytes = static_cast<uint8_t*>(out);
   const Runner runner = runner_of(options);
-  if (static_cast<Layout>(layout) == w.layout) {
+  if (to.layout == w.layout) {
     memcpy(bytes, w.data, out_bytes);
   } else if (layout == LUTKERN_TILES) {
     to_tiles(w, bytes, runner);
@@ -405,11 +458,21 @@ lutkern_status lutkern_tensor_expert(const lutkern_tensor* tensor, int64_t exper
 }
 
 lutkern_status lutkern_dequantize(const lutkern_tensor* weight, float* out, const lutkern_options* options) {
+  return lutkern_dequantize_to(weight, LUTKERN_F32, out, options);
+}
+
+lutkern_status lutkern_dequantize_to(const lutkern_tensor* weight, lutkern_dtype dtype, void* out,
+                                     const lutkern_options* options) {
   if (const lutkern_status status = check_environment()) return status;
+  if (dtype < LUTKERN_F32 || dtype > LUTKERN_BF16) {
+    return fail(LUTKERN_ERROR_TYPE, "dequantize: out has the dtype %d, expected float32, float16 or bfloat16", dtype);
+  }
   Weight w{};
   if (const lutkern_status status = check_weight("dequantize", "the weight", weight, &w)) return status;
   if (!out) return fail(LUTKERN_ERROR_VALUE, "dequantize: out is null");
-  return dequantize(w, out, runner_of(options)) ? LUTKERN_OK : no_memory("dequantize");
+  if (w.device) return device_dequantize(w, static_cast<Dtype>(dtype), out, options);
+  const Dtype wanted = static_cast<Dtype>(dtype);
+  return dequantize(w, wanted, out, runner_of(options)) ? LUTKERN_OK : no_memory("dequantize");
 }
 
 lutkern_status lutkern_matvec(const lutkern_tensor* weight, const lutkern_matrix* x, float* out,
@@ -439,7 +502,9 @@ lutkern_status lutkern_moe(const lutkern_moe_args* args, const lutkern_options* 
                      args->k,
                      static_cast<Activation>(args->activation),
                      exact_of(options),
-                     args->out};
+                     args->out,
+                     args->partial != 0};
+  if (up.device) return x.rows == 0 ? LUTKERN_OK : device_moe(work, options);
   return x.rows == 0 || moe(work, runner_of(options)) ? LUTKERN_OK : no_memory("moe");
 }
 
@@ -478,6 +543,9 @@ lutkern_status lutkern_quantize_activations(const lutkern_matrix* x, int8_t* q, 
   if (!x || !q || !scale) return fail(LUTKERN_ERROR_VALUE, "quantize_activations: x, q or scale is null");
   Matrix m{};
   if (const lutkern_status status = check_matrix("quantize_activations", "x", *x, &m)) return status;
+  if (m.device) {
+    return fail(LUTKERN_ERROR_VALUE, "quantize_activations: x is on %s, expected the CPU", device_name(m.device).text);
+  }
   if (m.rows != 1) {
     return fail(LUTKERN_ERROR_VALUE, "quantize_activations: x has %lld rows, expected 1", number(m.rows));
   }

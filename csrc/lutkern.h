@@ -165,8 +165,8 @@ LUTKERN_API lutkern_status lutkern_tensor_init(lutkern_tensor* out, int32_t ggml
 /* Bytes that a weight needs; 0 for an unknown type or layout or a size that is out of range. */
 LUTKERN_API int64_t lutkern_tensor_bytes(int32_t ggml_type, lutkern_layout layout, int64_t experts, int64_t rows,
                                          int64_t cols);
-/* The same weight in another layout: out_bytes is lutkern_tensor_bytes of it. Nothing is lost, from blocks to tiles or
- * back. */
+/* The same weight in another layout, on the device of the weight: out_bytes is lutkern_tensor_bytes of it, or
+ * lutkern_device_tensor_bytes. Nothing is lost, from blocks to tiles or back. */
 LUTKERN_API lutkern_status lutkern_repack(const lutkern_tensor* weight, lutkern_layout layout, void* out,
                                           size_t out_bytes, const lutkern_options* options);
 /* Tiles are described by format, this number and shape: bytes of another version must be made anew from blocks. */
@@ -178,7 +178,7 @@ LUTKERN_API int64_t lutkern_row_bytes(int32_t ggml_type, int64_t cols);
 
 /* ---- operations ---- */
 
-/* out: experts x rows x cols, float32. Equal to the GGUF definition to the bit. */
+/* out: experts x rows x cols, float32, on the device of the weight. Equal to the GGUF definition to the bit. */
 LUTKERN_API lutkern_status lutkern_dequantize(const lutkern_tensor* weight, float* out, const lutkern_options* options);
 /* x has one row of cols; out[row] for row_begin <= row < row_end, indexed from row 0. The weight has one expert. */
 LUTKERN_API lutkern_status lutkern_matvec(const lutkern_tensor* weight, const lutkern_matrix* x, float* out,
@@ -196,7 +196,7 @@ LUTKERN_API lutkern_status lutkern_pack(int32_t ggml_type, int64_t experts, cons
 /* int8 activations as the kernels see them. x: one row; q: cols; scale: ceil(cols / 32). */
 LUTKERN_API lutkern_status lutkern_quantize_activations(const lutkern_matrix* x, int8_t* q, float* scale);
 
-/* out: experts x rows x cols numbers of dtype, rounded to nearest even, on the device of the weight; float32 on the CPU. */
+/* out: experts x rows x cols numbers of dtype, rounded to nearest even, on the device of the weight. */
 LUTKERN_API lutkern_status lutkern_dequantize_to(const lutkern_tensor* weight, lutkern_dtype dtype, void* out,
                                                  const lutkern_options* options);
 
@@ -210,16 +210,27 @@ LUTKERN_API lutkern_status lutkern_get_device_info(int32_t device, lutkern_devic
 /* Bytes that a weight needs in a layout of a device, 0 for what is unknown or has no tiles there. */
 LUTKERN_API int64_t lutkern_device_tensor_bytes(int32_t device, int32_t ggml_type, lutkern_layout layout,
                                                 int64_t experts, int64_t rows, int64_t cols);
+/* lutkern_tensor_init for bytes on a device. */
+LUTKERN_API lutkern_status lutkern_device_tensor_init(lutkern_tensor* out, int32_t device, int32_t ggml_type,
+                                                      lutkern_layout layout, int64_t experts, int64_t rows,
+                                                      int64_t cols, const void* data, size_t nbytes);
+/* lutkern_repack to another device, from or to the CPU or between two devices of one layout. Done on return, unless both
+ * sides are one device; in chunks, so that nothing is held twice. */
+LUTKERN_API lutkern_status lutkern_repack_to(const lutkern_tensor* weight, lutkern_layout layout, int32_t device,
+                                             void* out, size_t out_bytes, const lutkern_options* options);
 /* 1 if the device has kernels for tiles of the format; otherwise its weights stay in blocks there. */
 LUTKERN_API int32_t lutkern_device_has_tiles(int32_t device, int32_t ggml_type);
 /* Memory of a device, ordered on the stream; free accepts null, and any memory of lutkern_device_alloc in any process
  * state: after fork, and while the process ends, it does nothing. */
 LUTKERN_API lutkern_status lutkern_device_alloc(int32_t device, size_t nbytes, void* stream, void** out);
 LUTKERN_API lutkern_status lutkern_device_free(int32_t device, void* data, void* stream);
-/* Between the CPU and a device, or two devices. Done on return, unless both sides are devices: then it is queued. */
+/* Between the CPU and a device, or two devices, on a stream of the device that receives, or of the one that is not the
+ * CPU. Done on return, unless both sides are devices: then it is queued. */
 LUTKERN_API lutkern_status lutkern_device_copy(void* to, int32_t to_device, const void* from, int32_t from_device,
                                                size_t nbytes, void* stream);
 LUTKERN_API lutkern_status lutkern_device_synchronize(int32_t device, void* stream);
+/* *out: 1 while work on the stream is kept for a graph. */
+LUTKERN_API lutkern_status lutkern_stream_capturing(int32_t device, void* stream, int32_t* out);
 /* A stream of its own, for work beside that of others. */
 LUTKERN_API lutkern_status lutkern_stream_create(int32_t device, void** out);
 LUTKERN_API lutkern_status lutkern_stream_destroy(int32_t device, void* stream);

@@ -37,6 +37,7 @@ struct Weight {
   int64_t row_bytes;     // of a row of blocks, or of a row of tiles
   int64_t expert_bytes;  // of a matrix
   const uint8_t* data;
+  int32_t device;  // 0: data lies in the memory of the CPU
 
   const FormatInfo& info() const { return kFormatInfo[static_cast<int>(format)]; }
   // Row r of the blocks, or row r of the tiles
@@ -52,6 +53,7 @@ struct Matrix {
   int64_t rows;
   int64_t cols;
   int64_t row_stride;
+  int32_t device;  // 0: data lies in the memory of the CPU
 
   // n numbers of a row from column first, as float
   void load(int64_t row, int64_t first, int64_t n, float* out) const {

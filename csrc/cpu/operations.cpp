@@ -12,16 +12,61 @@
 namespace lutkern {
 namespace {
 
+// Nearest, ties to even; a NaN stays one.
+uint16_t bf16_from_float(float value) {
+  uint32_t bits;
+  memcpy(&bits, &value, sizeof(bits));
+  if (value != value) return static_cast<uint16_t>(bits >> 16 | 0x40u);
+  return static_cast<uint16_t>((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16);
+}
+
+uint16_t half_from_float(float value) {
+  uint32_t bits;
+  memcpy(&bits, &value, sizeof(bits));
+  const uint32_t sign = bits >> 16 & 0x8000u;
+  const uint32_t magnitude = bits & 0x7fffffffu;
+  if (magnitude > 0x7f800000u) return static_cast<uint16_t>(sign | 0x7e00u);
+  if (magnitude >= 0x477ff000u) return static_cast<uint16_t>(sign | 0x7c00u);
+  if (magnitude < 0x38800000u) {
+    // The halves below 2^-14 are multiples of 2^-24: adding 0.5 leaves the rounded multiple in the mantissa.
+    float shifted = float_from_bits(magnitude) + 0.5f;
+    memcpy(&bits, &shifted, sizeof(bits));
+    return static_cast<uint16_t>(sign | (bits - 0x3f000000u));
+  }
+  return static_cast<uint16_t>(sign | ((magnitude + 0xfffu + (magnitude >> 13 & 1u) - 0x38000000u) >> 13));
+}
+
 // Rows of all matrices, one after another; with tiles, rows of tiles.
 struct DequantizeTask {
   const Weight* w;
-  float* out;
+  void* out;
+  Dtype dtype;
   DequantizeFn kernel;
+
+  static constexpr int64_t kChunk = 256;  // columns: whole blocks of every format
+
+  // n numbers from blocks to out[at]
+  void decode(const uint8_t* blocks, int64_t n, int64_t at) const {
+    if (dtype == Dtype::f32) {
+      kernel(blocks, n, static_cast<float*>(out) + at);
+      return;
+    }
+    const int64_t chunk_bytes = kChunk / w->info().block_size * w->info().block_bytes;
+    uint16_t* halves = static_cast<uint16_t*>(out) + at;
+    alignas(64) float values[kChunk];
+    for (int64_t first = 0; first < n; first += kChunk, blocks += chunk_bytes) {
+      const int64_t count = n - first < kChunk ? n - first : kChunk;
+      kernel(blocks, count, values);
+      for (int64_t i = 0; i < count; ++i) {
+        halves[first + i] = dtype == Dtype::f16 ? half_from_float(values[i]) : bf16_from_float(values[i]);
+      }
+    }
+  }
 
   static void blocks(void* state, int64_t begin, int64_t end) {
     const DequantizeTask& self = *static_cast<DequantizeTask*>(state);
     for (int64_t row = begin; row < end; ++row) {
-      self.kernel(self.w->data + row * self.w->row_bytes, self.w->cols, self.out + row * self.w->cols);
+      self.decode(self.w->data + row * self.w->row_bytes, self.w->cols, row * self.w->cols);
     }
   }
 
@@ -32,7 +77,6 @@ struct DequantizeTask {
   }
 
   void row_of_tiles(int64_t expert, int64_t tile) const {
-    constexpr int64_t kChunk = 256;
     const FormatInfo& info = w->info();
     alignas(64) uint8_t bytes[kTileRows * kChunk * 4];
     const int64_t first = tile * kTileRows;
@@ -42,7 +86,7 @@ struct DequantizeTask {
       const int64_t row_bytes = (cols + info.block_size - 1) / info.block_size * info.block_bytes;
       get_tiles(w->format, w->cols, w->row(expert, tile), column, cols, static_cast<int>(n_rows), row_bytes, bytes);
       for (int64_t r = 0; r < n_rows; ++r) {
-        kernel(bytes + r * row_bytes, cols, out + (expert * w->rows + first + r) * w->cols + column);
+        decode(bytes + r * row_bytes, cols, (expert * w->rows + first + r) * w->cols + column);
       }
     }
   }
@@ -79,8 +123,8 @@ struct MatmulTask {
 
 }  // namespace
 
-bool dequantize(const Weight& w, float* out, const Runner& runner) {
-  DequantizeTask task{&w, out, kernels().dequantize[static_cast<int>(w.format)]};
+bool dequantize(const Weight& w, Dtype dtype, void* out, const Runner& runner) {
+  DequantizeTask task{&w, out, dtype, kernels().dequantize[static_cast<int>(w.format)]};
   if (w.layout == Layout::tiles) {
     runner.run(w.experts * DequantizeTask::tiles_down(w), 1, DequantizeTask::tiles, &task);
   } else {

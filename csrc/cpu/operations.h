@@ -20,11 +20,12 @@ struct MoeWork {
   int64_t k;
   Activation activation;
   bool exact;
-  float* out;  // x.rows x hidden
+  float* out;    // x.rows x hidden
+  bool partial;  // pairs whose id is -1 are left out
 };
 
-// out[expert, row, col]
-bool dequantize(const Weight& w, float* out, const Runner& runner);
+// out[expert, row, col], numbers of dtype, rounded to nearest even
+bool dequantize(const Weight& w, Dtype dtype, void* out, const Runner& runner);
 // out[token * w.rows + row] for row_begin <= row < row_end; the weight has one expert
 bool matmul(const Weight& w, const Matrix& x, bool exact, int64_t row_begin, int64_t row_end, float* out,
             const Runner& runner);
