@@ -1,0 +1,137 @@
+// Saves the registers that a called function must keep, swaps the stack pointer, and takes them back from the other stack.
+#include "fiber.h"
+
+#include <stdint.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#if defined(LK_SIM_ASAN)
+#include <sanitizer/asan_interface.h>
+#include <sanitizer/common_interface_defs.h>
+#endif
+
+#if !defined(__x86_64__) && !defined(__aarch64__)
+#include <stdlib.h>
+#include <ucontext.h>
+#endif
+
+#if defined(__APPLE__)
+#define LK_SYMBOL "_lutkern_sim_switch"
+#else
+#define LK_SYMBOL "lutkern_sim_switch"
+#endif
+
+#if defined(__x86_64__)
+asm(".text\n.p2align 4\n.globl " LK_SYMBOL
+    "\n"
+#if !defined(__APPLE__)
+    ".hidden " LK_SYMBOL "\n.type " LK_SYMBOL ",@function\n"
+#endif
+    LK_SYMBOL ":\n"
+    "  pushq %rbp\n  pushq %rbx\n  pushq %r12\n  pushq %r13\n  pushq %r14\n  pushq %r15\n"
+    "  movq %rsp, (%rdi)\n"
+    "  movq %rsi, %rsp\n"
+    "  popq %r15\n  popq %r14\n  popq %r13\n  popq %r12\n  popq %rbx\n  popq %rbp\n"
+    "  popq %rcx\n"
+    "  jmp *%rcx\n");
+extern "C" void lutkern_sim_switch(void** save, void* to);
+#elif defined(__aarch64__)
+asm(".text\n.p2align 4\n.globl " LK_SYMBOL
+    "\n"
+#if !defined(__APPLE__)
+    ".hidden " LK_SYMBOL "\n.type " LK_SYMBOL ",%function\n"
+#endif
+    LK_SYMBOL ":\n"
+    "  sub sp, sp, #160\n"
+    "  stp x19, x20, [sp]\n  stp x21, x22, [sp, #16]\n  stp x23, x24, [sp, #32]\n  stp x25, x26, [sp, #48]\n"
+    "  stp x27, x28, [sp, #64]\n  stp x29, x30, [sp, #80]\n"
+    "  stp d8, d9, [sp, #96]\n  stp d10, d11, [sp, #112]\n  stp d12, d13, [sp, #128]\n  stp d14, d15, [sp, #144]\n"
+    "  mov x9, sp\n  str x9, [x0]\n"
+    "  mov sp, x1\n"
+    "  ldp x19, x20, [sp]\n  ldp x21, x22, [sp, #16]\n  ldp x23, x24, [sp, #32]\n  ldp x25, x26, [sp, #48]\n"
+    "  ldp x27, x28, [sp, #64]\n  ldp x29, x30, [sp, #80]\n"
+    "  ldp d8, d9, [sp, #96]\n  ldp d10, d11, [sp, #112]\n  ldp d12, d13, [sp, #128]\n  ldp d14, d15, [sp, #144]\n"
+    "  add sp, sp, #160\n"
+    "  br x30\n");
+extern "C" void lutkern_sim_switch(void** save, void* to);
+#endif
+
+namespace lutkern {
+namespace sim {
+
+#if defined(LK_SIM_ASAN)
+enum : size_t { kStackBytes = 512 * 1024 };
+#else
+enum : size_t { kStackBytes = 128 * 1024 };
+#endif
+
+bool map_stack(Stack& stack) {
+  const size_t page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
+  void* memory = mmap(nullptr, page + kStackBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (memory == MAP_FAILED) return false;
+  mprotect(memory, page, PROT_NONE);
+  stack.low = static_cast<uint8_t*>(memory) + page;
+  stack.bytes = kStackBytes;
+  return true;
+}
+
+void prepare_stack(Stack& stack, void (*entry)()) {
+#if defined(LK_SIM_ASAN)
+  __asan_unpoison_memory_region(stack.low, stack.bytes);  // what an abandoned fiber left there
+  stack.shadow = nullptr;
+#endif
+  uint8_t* top = static_cast<uint8_t*>(stack.low) + stack.bytes;
+#if defined(__x86_64__)
+  // Six registers and the entry; on entry the stack pointer is 8 past a multiple of 16, as after a call.
+  void** frame = reinterpret_cast<void**>(top - 80);
+  memset(frame, 0, 72);
+  frame[6] = reinterpret_cast<void*>(entry);
+  stack.pointer = frame;
+#elif defined(__aarch64__)
+  void** frame = reinterpret_cast<void**>(top - 160);
+  memset(frame, 0, 160);
+  frame[11] = reinterpret_cast<void*>(entry);
+  stack.pointer = frame;
+#else
+  if (stack.pointer == nullptr) stack.pointer = malloc(sizeof(ucontext_t));
+  ucontext_t* context = static_cast<ucontext_t*>(stack.pointer);
+  getcontext(context);
+  context->uc_stack.ss_sp = stack.low;
+  context->uc_stack.ss_size = stack.bytes;
+  context->uc_link = nullptr;
+  makecontext(context, entry, 0);
+  (void)top;
+#endif
+}
+
+static Stack* g_left;  // where the running fiber was jumped to from
+
+void arrived([[maybe_unused]] Stack* left) {
+#if defined(LK_SIM_ASAN)
+  const void* low = nullptr;
+  size_t bytes = 0;
+  __sanitizer_finish_switch_fiber(left == nullptr ? nullptr : left->shadow, &low, &bytes);
+  if (g_left != nullptr && g_left->low == nullptr) {  // the stack of the process tells its place by being left
+    g_left->low = const_cast<void*>(low);
+    g_left->bytes = bytes;
+  }
+#endif
+}
+
+void jump(Stack& from, Stack& to, [[maybe_unused]] bool last) {
+  g_left = &from;
+#if defined(LK_SIM_ASAN)
+  __sanitizer_start_switch_fiber(last ? nullptr : &from.shadow, to.low, to.bytes);
+#endif
+#if defined(__x86_64__) || defined(__aarch64__)
+  lutkern_sim_switch(&from.pointer, to.pointer);
+#else
+  if (from.pointer == nullptr) from.pointer = malloc(sizeof(ucontext_t));
+  swapcontext(static_cast<ucontext_t*>(from.pointer), static_cast<ucontext_t*>(to.pointer));
+#endif
+  arrived(&from);
+}
+
+}  // namespace sim
+}  // namespace lutkern

@@ -1,0 +1,33 @@
+// A stack, and a jump from one stack to another: what a fiber needs.
+#pragma once
+#include <stddef.h>
+
+#if defined(__SANITIZE_ADDRESS__)
+#define LK_SIM_ASAN 1
+#elif defined(__has_feature)
+#if __has_feature(address_sanitizer)
+#define LK_SIM_ASAN 1
+#endif
+#endif
+
+namespace lutkern {
+namespace sim {
+
+struct Stack {
+  void* low = nullptr;  // null: the stack of the thread that the process gave us
+  size_t bytes = 0;
+  void* pointer = nullptr;  // where it was left
+  void* shadow = nullptr;   // of AddressSanitizer
+};
+
+// Maps memory for a stack, with a page below that nothing may touch; false if there is none.
+bool map_stack(Stack& stack);
+// The next jump to the stack calls entry, which never returns.
+void prepare_stack(Stack& stack, void (*entry)());
+// Goes on where `to` was left; comes back when something jumps to `from`. last: nothing ever will.
+void jump(Stack& from, Stack& to, bool last);
+// The first thing that an entry does.
+void arrived(Stack* left);
+
+}  // namespace sim
+}  // namespace lutkern

@@ -1,0 +1,62 @@
+#include "launch.h"
+
+#include <stdio.h>
+
+#include "simt.h"
+
+#if __has_include("cuda/plans.h")
+#include "cuda/plans.h"
+#define LK_SIM_PLANS 1
+#endif
+
+using lutkern::sim::Kernel;
+
+static const Kernel* known(const char* name, size_t args_bytes, char* error, size_t error_bytes) {
+  const Kernel* kernel = lutkern::sim::find_kernel(name);
+  if (kernel == nullptr) {
+    snprintf(error, error_bytes, "launch: there is no kernel %s", name);
+  } else if (kernel->args_bytes != args_bytes) {
+    snprintf(error, error_bytes, "launch: %zu bytes of arguments for %s, expected %zu", args_bytes, name,
+             kernel->args_bytes);
+    return nullptr;
+  }
+  return kernel;
+}
+
+int lk_sim_launch(const char* name, const void* args, size_t args_bytes, const uint32_t grid[3], uint32_t threads,
+                  uint32_t shared_bytes, uint64_t seed, char* error, size_t error_bytes) {
+  const Kernel* kernel = known(name, args_bytes, error, error_bytes);
+  if (kernel == nullptr) return 1;
+  const lutkern::sim::Launch launch = {kernel, args, {grid[0], grid[1], grid[2]}, threads, shared_bytes, seed};
+  return lutkern::sim::run(launch, error, error_bytes) ? 0 : 1;
+}
+
+int lk_sim_run(const char* name, const void* args, size_t args_bytes, int32_t format, uint64_t seed, char* error,
+               size_t error_bytes) {
+  if (known(name, args_bytes, error, error_bytes) == nullptr) return 1;
+#if defined(LK_SIM_PLANS)
+  lutkern::cuda::Plan plan = {};
+  if (!lutkern::cuda::plan_of(name, args, format, &plan)) {
+    snprintf(error, error_bytes, "launch: there is no plan of %s", name);
+    return 1;
+  }
+  const uint32_t grid[3] = {plan.grid_x, plan.grid_y, plan.grid_z};
+  return lk_sim_launch(name, args, args_bytes, grid, plan.threads, plan.shared_bytes, seed, error, error_bytes);
+#else
+  (void)args, (void)format, (void)seed;
+  snprintf(error, error_bytes, "launch: built without plans");
+  return 1;
+#endif
+}
+
+void lk_sim_register(const void* begin, size_t bytes) { lutkern::sim::register_memory(begin, bytes); }
+void lk_sim_unregister(const void* begin) { lutkern::sim::unregister_memory(begin); }
+void lk_sim_shared_limit(uint32_t bytes) { lutkern::sim::set_shared_limit(bytes); }
+
+const char* lk_sim_kernel_at(int32_t index, size_t* args_bytes) {
+  const Kernel* kernel = lutkern::sim::first_kernel();
+  for (int32_t i = 0; i < index && kernel != nullptr; ++i) kernel = kernel->next;
+  if (kernel == nullptr) return nullptr;
+  if (args_bytes != nullptr) *args_bytes = kernel->args_bytes;
+  return kernel->name;
+}

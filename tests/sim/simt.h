@@ -1,0 +1,89 @@
+// Threads of a GPU on one thread of the CPU: every thread is a fiber, blocks run one after another, and whoever waits
+// hands the processor on. Nothing here knows a GPU language; a spelling header gives the words of one to device text.
+//
+// What is found: threads that miss a barrier or meet in different ones, deadlocks, votes and shuffles that name a lane
+// that does not come, writes past a shared array, shared arrays that are too large, and, by the values 0xCD in them,
+// shared arrays that are read before they are written. A seed changes the order of blocks, warps and lanes.
+#pragma once
+#include <stddef.h>
+#include <stdint.h>
+
+namespace lutkern {
+namespace sim {
+
+enum : uint32_t { kWarp = 32, kMaxThreads = 1024, kEveryLane = 0xffffffffu };
+
+// Where device text is, for messages.
+struct Site {
+  const char* file;
+  int line;
+};
+#define LK_SITE \
+  ::lutkern::sim::Site { __builtin_FILE(), __builtin_LINE() }
+
+// A kernel of the device text that is linked in; it enters itself into the list.
+struct Kernel {
+  Kernel(const char* name, void (*body)(const void* args), size_t args_bytes);
+  const char* name;
+  void (*body)(const void* args);
+  size_t args_bytes;
+  const Kernel* next;
+};
+const Kernel* first_kernel();
+const Kernel* find_kernel(const char* name);
+
+struct Launch {
+  const Kernel* kernel;
+  const void* args;
+  uint32_t grid[3];
+  uint32_t threads;       // of a block
+  uint32_t shared_bytes;  // dynamic shared memory
+  uint64_t seed;          // 0: everything in order
+};
+
+// Runs every block; false: error has one line of text. One launch at a time; others wait.
+bool run(const Launch& launch, char* error, size_t error_bytes);
+
+// ---- for a thread of the running launch ----
+
+// Numbers of the running thread.
+struct Here {
+  uint32_t thread;
+  uint32_t threads;
+  uint32_t block[3];
+  uint32_t grid[3];
+};
+extern Here here;
+
+// Every thread of the block comes to the same place.
+void barrier(Site site);
+
+// Every lane of `lanes` comes to the same place with its own slot; the last one calls resolve, which reads what all of
+// them brought and leaves the answers in the slots. slots[i] is null where lane i takes no part.
+using Resolve = void (*)(void* const* slots, uint32_t lanes);
+void together(const char* what, Resolve resolve, void* slot, uint32_t lanes, Site site);
+
+// Shared memory: the same for all threads of the block. key tells one array of the text from another.
+void* shared_array(const void* key, size_t bytes, size_t alignment);
+void* dynamic_shared();
+
+// Copies that are done when the thread waits for all but its `groups` youngest groups.
+void copy_later(void* to, const void* from, size_t bytes);
+void copy_commit();
+void copy_wait(int groups);
+
+// Ends the launch with an error that names kernel, block, thread and site.
+[[noreturn]] void fail(Site site, const char* text, ...) __attribute__((format(printf, 2, 3)));
+
+// ---- memory that kernels may touch ----
+
+// Where something is registered, nothing else is accepted by checked accesses, save shared memory.
+void register_memory(const void* begin, size_t bytes);
+void unregister_memory(const void* begin);
+void set_shared_limit(uint32_t bytes);
+
+// A load or store of bytes at a multiple of alignment; fails if it is not one, or touches memory that is nobody's.
+void check_access(const void* p, size_t bytes, size_t alignment, bool is_write, Site site);
+
+}  // namespace sim
+}  // namespace lutkern
