@@ -5,7 +5,7 @@
 //
 //   LK_KERNEL(name, Args) { ... args.x ... }              or LK_KERNEL_BOUNDS(name, Args, threads, blocks per SM)
 //
-// with functions of its own marked LK_DEVICE. Arrays that the threads of a block share are
+// with functions of its own marked LK_DEVICE, members LK_MEMBER. Arrays that the threads of a block share are
 //
 //   LK_SHARED(float, sums, 32);  LK_DYNAMIC_SHARED(table);      float sums[32];  uint8_t* table, at a multiple of 128
 //
@@ -32,11 +32,12 @@ struct alignas(16) Words4 {
 #else
 
 #define LK_DEVICE static __device__ __forceinline__
+#define LK_MEMBER __device__ __forceinline__
 #define LK_KERNEL(name, Args) extern "C" __global__ void name(const __grid_constant__ Args args)
 #define LK_KERNEL_BOUNDS(name, Args, threads, blocks) \
   extern "C" __global__ void __launch_bounds__(threads, blocks) name(const __grid_constant__ Args args)
 #define LK_SHARED(T, name, count) __shared__ __align__(16) T name[count]
-#define LK_DYNAMIC_SHARED(name)                                   \
+#define LK_DYNAMIC_SHARED(name)                                 \
   extern __shared__ __align__(128) uint8_t lk_dynamic_shared[]; \
   uint8_t* const name = lk_dynamic_shared
 
@@ -73,6 +74,9 @@ LK_DEVICE T shuffle_xor(T value, uint32_t lane_mask) {
 LK_DEVICE uint32_t ballot(bool vote) { return __ballot_sync(0xffffffffu, vote); }
 LK_DEVICE bool any(bool vote) { return __any_sync(0xffffffffu, vote); }
 LK_DEVICE bool all(bool vote) { return __all_sync(0xffffffffu, vote); }
+
+// Ends the launch with an error: a kernel that is told what it cannot do.
+LK_DEVICE void trap() { __trap(); }
 
 // ---- integers ----
 
@@ -164,6 +168,7 @@ LK_DEVICE uint32_t stream_load4(const void* p) { return constant_load4(p); }
 LK_DEVICE void store16(void* p, Words4 v) { *static_cast<uint4*>(p) = make_uint4(v.x, v.y, v.z, v.w); }
 LK_DEVICE void store8(void* p, Words2 v) { *static_cast<uint2*>(p) = make_uint2(v.x, v.y); }
 LK_DEVICE void store4(void* p, uint32_t v) { *static_cast<uint32_t*>(p) = v; }
+LK_DEVICE void store1(void* p, uint32_t v) { *static_cast<uint8_t*>(p) = static_cast<uint8_t>(v); }
 LK_DEVICE void store2(void* p, uint32_t v) { *static_cast<uint16_t*>(p) = static_cast<uint16_t>(v); }
 
 }  // namespace cuda

@@ -12,9 +12,10 @@
 #define __forceinline__ inline __attribute__((always_inline))
 #define __launch_bounds__(...)
 #define LK_DEVICE [[maybe_unused]] static inline
-#define LK_KERNEL(name, Args)                                                                             \
-  static void name(const Args& args);                                                                     \
-  static void name##_body(const void* args) { name(*static_cast<const Args*>(args)); }                    \
+#define LK_MEMBER [[maybe_unused]] inline
+#define LK_KERNEL(name, Args)                                                                           \
+  static void name(const Args& args);                                                                   \
+  static void name##_body(const void* args) { name(*static_cast<const Args*>(args)); }                  \
   [[maybe_unused]] static const ::lutkern::sim::Kernel name##_kernel(#name, name##_body, sizeof(Args)); \
   static void name([[maybe_unused]] const Args& args)
 #define LK_KERNEL_BOUNDS(name, Args, threads, blocks) LK_KERNEL(name, Args)
@@ -88,6 +89,8 @@ LK_DEVICE uint32_t ballot(bool vote, Site site = LK_SITE) {
 }
 LK_DEVICE bool any(bool vote, Site site = LK_SITE) { return ballot(vote, site) != 0; }
 LK_DEVICE bool all(bool vote, Site site = LK_SITE) { return ballot(vote, site) == sim::kEveryLane; }
+
+LK_DEVICE void trap(Site site = LK_SITE) { sim::fail(site, "trap"); }
 
 // ---- integers ----
 
@@ -177,9 +180,9 @@ LK_DEVICE void checked_store(void* p, T value, Site site) {
   sim::check_access(p, sizeof(T), sizeof(T), true, site);
   memcpy(p, &value, sizeof(T));
 }
-#define LK_LOADS(prefix)                                                                                             \
-  LK_DEVICE Words4 prefix##load16(const void* p, Site site = LK_SITE) { return checked_load<Words4>(p, site); }     \
-  LK_DEVICE Words2 prefix##load8(const void* p, Site site = LK_SITE) { return checked_load<Words2>(p, site); }      \
+#define LK_LOADS(prefix)                                                                                           \
+  LK_DEVICE Words4 prefix##load16(const void* p, Site site = LK_SITE) { return checked_load<Words4>(p, site); }    \
+  LK_DEVICE Words2 prefix##load8(const void* p, Site site = LK_SITE) { return checked_load<Words2>(p, site); }     \
   LK_DEVICE uint32_t prefix##load4(const void* p, Site site = LK_SITE) { return checked_load<uint32_t>(p, site); } \
   LK_DEVICE uint32_t prefix##load2(const void* p, Site site = LK_SITE) { return checked_load<uint16_t>(p, site); }
 LK_LOADS()
@@ -190,9 +193,8 @@ LK_DEVICE uint32_t constant_load1(const void* p, Site site = LK_SITE) { return c
 LK_DEVICE void store16(void* p, Words4 v, Site site = LK_SITE) { checked_store(p, v, site); }
 LK_DEVICE void store8(void* p, Words2 v, Site site = LK_SITE) { checked_store(p, v, site); }
 LK_DEVICE void store4(void* p, uint32_t v, Site site = LK_SITE) { checked_store(p, v, site); }
-LK_DEVICE void store2(void* p, uint32_t v, Site site = LK_SITE) {
-  checked_store(p, static_cast<uint16_t>(v), site);
-}
+LK_DEVICE void store1(void* p, uint32_t v, Site site = LK_SITE) { checked_store(p, static_cast<uint8_t>(v), site); }
+LK_DEVICE void store2(void* p, uint32_t v, Site site = LK_SITE) { checked_store(p, static_cast<uint16_t>(v), site); }
 
 // The bytes arrive when the thread waits for them, as late as they may.
 LK_DEVICE void copy16_async(void* shared, const void* global, Site site = LK_SITE) {

@@ -28,7 +28,8 @@ asm(".text\n.p2align 4\n.globl " LK_SYMBOL
 #if !defined(__APPLE__)
     ".hidden " LK_SYMBOL "\n.type " LK_SYMBOL ",@function\n"
 #endif
-    LK_SYMBOL ":\n"
+    LK_SYMBOL
+    ":\n"
     "  pushq %rbp\n  pushq %rbx\n  pushq %r12\n  pushq %r13\n  pushq %r14\n  pushq %r15\n"
     "  movq %rsp, (%rdi)\n"
     "  movq %rsi, %rsp\n"
@@ -42,7 +43,8 @@ asm(".text\n.p2align 4\n.globl " LK_SYMBOL
 #if !defined(__APPLE__)
     ".hidden " LK_SYMBOL "\n.type " LK_SYMBOL ",%function\n"
 #endif
-    LK_SYMBOL ":\n"
+    LK_SYMBOL
+    ":\n"
     "  sub sp, sp, #160\n"
     "  stp x19, x20, [sp]\n  stp x21, x22, [sp, #16]\n  stp x23, x24, [sp, #32]\n  stp x25, x26, [sp, #48]\n"
     "  stp x27, x28, [sp, #64]\n  stp x29, x30, [sp, #80]\n"

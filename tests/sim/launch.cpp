@@ -1,14 +1,10 @@
 #include "launch.h"
 
 #include <stdio.h>
+#include <string.h>
 
-#include "simt.h"
-
-#if __has_include("cuda/plans.h")
 #include "cuda/plans.h"
-#define LK_SIM_PLANS 1
-#endif
-
+#include "simt.h"
 using lutkern::sim::Kernel;
 
 static const Kernel* known(const char* name, size_t args_bytes, char* error, size_t error_bytes) {
@@ -31,22 +27,15 @@ int lk_sim_launch(const char* name, const void* args, size_t args_bytes, const u
   return lutkern::sim::run(launch, error, error_bytes) ? 0 : 1;
 }
 
-int lk_sim_run(const char* name, const void* args, size_t args_bytes, int32_t format, uint64_t seed, char* error,
+int lk_sim_run(const char* name, const void* args, size_t args_bytes, int32_t, uint64_t seed, char* error,
                size_t error_bytes) {
   if (known(name, args_bytes, error, error_bytes) == nullptr) return 1;
-#if defined(LK_SIM_PLANS)
-  lutkern::cuda::Plan plan = {};
-  if (!lutkern::cuda::plan_of(name, args, format, &plan)) {
-    snprintf(error, error_bytes, "launch: there is no plan of %s", name);
-    return 1;
-  }
+  using lutkern::cuda::KernelId;
+  int id = 0;
+  while (id < static_cast<int>(KernelId::count) && strcmp(lutkern::cuda::kKernelName[id], name) != 0) ++id;
+  const lutkern::cuda::Plan plan = lutkern::cuda::plan_of(static_cast<KernelId>(id), args);
   const uint32_t grid[3] = {plan.grid_x, plan.grid_y, plan.grid_z};
   return lk_sim_launch(name, args, args_bytes, grid, plan.threads, plan.shared_bytes, seed, error, error_bytes);
-#else
-  (void)args, (void)format, (void)seed;
-  snprintf(error, error_bytes, "launch: built without plans");
-  return 1;
-#endif
 }
 
 void lk_sim_register(const void* begin, size_t bytes) { lutkern::sim::register_memory(begin, bytes); }

@@ -12,7 +12,7 @@ extern "C" {
 // args is the kernel's struct of arguments.h. seed 0 keeps the order of blocks, warps and lanes; others change it.
 LK_SIM_API int lk_sim_launch(const char* kernel, const void* args, size_t args_bytes, const uint32_t grid[3],
                              uint32_t threads, uint32_t shared_bytes, uint64_t seed, char* error, size_t error_bytes);
-// The same with the grid that the host would choose; format is the FormatId that the plan is told.
+// The same, launched by the plan of plans.h; format is not needed, a kernel's name tells it.
 LK_SIM_API int lk_sim_run(const char* kernel, const void* args, size_t args_bytes, int32_t format, uint64_t seed,
                           char* error, size_t error_bytes);
 // Once anything is registered, checked loads and stores must stay inside of what is.

@@ -58,7 +58,7 @@ struct Fiber {
 };
 
 struct Warp {
-  uint32_t ready;  // bit i: the lane that is i-th in order can run
+  uint32_t ready;     // bit i: the lane that is i-th in order can run
   uint32_t together;  // lanes that wait for others
   uint8_t order[kWarp];
   uint8_t place[kWarp];  // of a lane in order
@@ -124,8 +124,8 @@ std::string place(const Fiber& fiber) {
   } else if (fiber.state == State::kNew || fiber.state == State::kReady) {
     snprintf(text, sizeof(text), "thread %u runs", fiber.thread);
   } else {
-    snprintf(text, sizeof(text), "thread %u waits in %s at %s:%d", fiber.thread, fiber.what,
-             base_name(fiber.site.file), fiber.site.line);
+    snprintf(text, sizeof(text), "thread %u waits in %s at %s:%d", fiber.thread, fiber.what, base_name(fiber.site.file),
+             fiber.site.line);
   }
   return text;
 }
@@ -338,7 +338,8 @@ void end_shared() {
     const bool before = red_zone_is_whole(g.shared + array.offset - kRedZone);
     const bool after = red_zone_is_whole(g.shared + array.offset + array.bytes);
     if (before && after) continue;
-    tell((array.key == nullptr ? "writes outside of the dynamic shared memory of " : "writes outside of a shared array of ") +
+    tell((array.key == nullptr ? "writes outside of the dynamic shared memory of "
+                               : "writes outside of a shared array of ") +
          std::to_string(array.bytes) + " bytes");
   }
 }
@@ -588,7 +589,8 @@ void check_access(const void* p, size_t bytes, size_t alignment, bool is_write, 
     const auto& [low, size] = *(after - 1);
     if (begin + bytes <= low + size) return;
     if (begin < low + size + 4096) {
-      fail(site, "%s %zu bytes at byte %zu of an allocation of %zu", verb, bytes, static_cast<size_t>(begin - low), size);
+      fail(site, "%s %zu bytes at byte %zu of an allocation of %zu", verb, bytes, static_cast<size_t>(begin - low),
+           size);
     }
   }
   if (is_constant(begin)) return;
