@@ -21,21 +21,19 @@ struct Tq10 {
 static_assert(sizeof(Tq10) == Tq10::kBlockBytes, "tq1_0 block");
 
 LK_FN int ternary_digit(uint32_t byte, int k) {
-  for (int step = 0; step < k; ++step) byte = (byte * 3u) & 255u;
-  return static_cast<int>((byte * 3u) >> 8) - 1;
+  const uint32_t power = static_cast<uint32_t>(0x511b090301u >> (8 * k)) & 255u;  // 3^k, k < 5
+  return static_cast<int>((((byte * power) & 255u) * 3u) >> 8) - 1;
 }
 
+// Byte m of a part has the weights m, m + 2^width, ... of the part.
 LK_FN Codes8 codes8(LK_BLOCK Tq10& b, int i) {
+  const int part = i < 20 ? 0 : (i < 30 ? 160 : 240);
+  const int width = i < 20 ? 5 : (i < 30 ? 4 : 2);
+  const int bytes = i < 20 ? 0 : (i < 30 ? 32 : 48);
   Codes8 out;
   for (int j = 0; j < 8; ++j) {
-    const int w = 8 * i + j;
-    if (w < 160) {
-      out.v[j] = static_cast<int8_t>(ternary_digit(b.digits[w % 32], w / 32));
-    } else if (w < 240) {
-      out.v[j] = static_cast<int8_t>(ternary_digit(b.digits[32 + (w - 160) % 16], (w - 160) / 16));
-    } else {
-      out.v[j] = static_cast<int8_t>(ternary_digit(b.digits[48 + (w - 240) % 4], (w - 240) / 4));
-    }
+    const int w = 8 * i + j - part;
+    out.v[j] = static_cast<int8_t>(ternary_digit(b.digits[bytes + (w & ((1 << width) - 1))], w >> width));
   }
   return out;
 }
