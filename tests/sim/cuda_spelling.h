@@ -46,9 +46,9 @@ LK_DEVICE uint32_t blocks_z() { return sim::here.grid[2]; }
 
 LK_DEVICE void barrier(Site site = LK_SITE) { sim::barrier(site); }
 
-LK_DEVICE void resolve_nothing(void* const*, uint32_t) {}
 LK_DEVICE void warp_barrier(Site site = LK_SITE) {
-  sim::together("warp_barrier", resolve_nothing, const_cast<char*>("here"), sim::kEveryLane, site);
+  char nothing;
+  sim::together("warp_barrier", nullptr, &nothing, sim::kEveryLane, site);
 }
 
 struct Shuffle {
@@ -170,14 +170,14 @@ LK_DEVICE float tanh_f32(float x) { return tanhf(x); }
 
 template <class T>
 LK_DEVICE T checked_load(const void* p, Site site) {
-  sim::check_access(p, sizeof(T), sizeof(T), false, site);
+  sim::check_access(p, sizeof(T), false, site);
   T value;
   memcpy(&value, p, sizeof(T));
   return value;
 }
 template <class T>
 LK_DEVICE void checked_store(void* p, T value, Site site) {
-  sim::check_access(p, sizeof(T), sizeof(T), true, site);
+  sim::check_access(p, sizeof(T), true, site);
   memcpy(p, &value, sizeof(T));
 }
 #define LK_LOADS(prefix)                                                                                           \
@@ -198,9 +198,7 @@ LK_DEVICE void store2(void* p, uint32_t v, Site site = LK_SITE) { checked_store(
 
 // The bytes arrive when the thread waits for them, as late as they may.
 LK_DEVICE void copy16_async(void* shared, const void* global, Site site = LK_SITE) {
-  sim::check_access(shared, 16, 16, true, site);
-  sim::check_access(global, 16, 16, false, site);
-  sim::copy_later(shared, global, 16);
+  sim::copy_later(shared, global, 16, site);
 }
 LK_DEVICE void copy_commit() { sim::copy_commit(); }
 template <int kGroups>

@@ -68,12 +68,21 @@ enum : size_t { kStackBytes = 512 * 1024 };
 enum : size_t { kStackBytes = 128 * 1024 };
 #endif
 
-bool map_stack(Stack& stack) {
+uintptr_t g_stacks_begin;
+uintptr_t g_stacks_end;
+
+bool map_stack(Stack& stack, size_t i, size_t n) {
   const size_t page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
-  void* memory = mmap(nullptr, page + kStackBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  if (memory == MAP_FAILED) return false;
-  mprotect(memory, page, PROT_NONE);
-  stack.low = static_cast<uint8_t*>(memory) + page;
+  const size_t step = page + kStackBytes;
+  if (g_stacks_begin == 0) {
+    void* memory = mmap(nullptr, n * step, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (memory == MAP_FAILED) return false;
+    g_stacks_begin = reinterpret_cast<uintptr_t>(memory);
+    g_stacks_end = g_stacks_begin + n * step;
+  }
+  uint8_t* low = reinterpret_cast<uint8_t*>(g_stacks_begin) + i * step;
+  if (mprotect(low, page, PROT_NONE) != 0) return false;
+  stack.low = low + page;
   stack.bytes = kStackBytes;
   return true;
 }

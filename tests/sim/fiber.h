@@ -1,6 +1,7 @@
 // A stack, and a jump from one stack to another: what a fiber needs.
 #pragma once
 #include <stddef.h>
+#include <stdint.h>
 
 #if defined(__SANITIZE_ADDRESS__)
 #define LK_SIM_ASAN 1
@@ -20,8 +21,11 @@ struct Stack {
   void* shadow = nullptr;   // of AddressSanitizer
 };
 
-// Maps memory for a stack, with a page below that nothing may touch; false if there is none.
-bool map_stack(Stack& stack);
+// Memory for stack i of n, with a page below that nothing may touch; false if there is none. All lie side by side.
+bool map_stack(Stack& stack, size_t i, size_t n);
+extern uintptr_t g_stacks_begin;
+extern uintptr_t g_stacks_end;
+inline bool is_stack(uintptr_t p) { return p >= g_stacks_begin && p < g_stacks_end; }
 // The next jump to the stack calls entry, which never returns.
 void prepare_stack(Stack& stack, void (*entry)());
 // Goes on where `to` was left; comes back when something jumps to `from`. last: nothing ever will.

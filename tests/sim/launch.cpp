@@ -5,6 +5,7 @@
 
 #include "cuda/plans.h"
 #include "simt.h"
+#include "watch.h"
 using lutkern::sim::Kernel;
 
 static const Kernel* known(const char* name, size_t args_bytes, char* error, size_t error_bytes) {

@@ -2,15 +2,12 @@
 // run does. When nothing can run, either the whole block waits at one barrier, or the launch has failed.
 #include "simt.h"
 
-#if defined(__linux__)
 #include <dlfcn.h>
-#endif
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
 
 #include <algorithm>
-#include <map>
 #include <memory>
 #include <mutex>
 #include <new>
@@ -18,6 +15,7 @@
 #include <vector>
 
 #include "fiber.h"
+#include "watch.h"
 
 #if defined(LK_SIM_ASAN)
 #include <sanitizer/asan_interface.h>
@@ -27,6 +25,7 @@ namespace lutkern {
 namespace sim {
 
 Here here;
+bool is_running;
 
 namespace {
 
@@ -40,6 +39,7 @@ struct Copy {
   const void* from;
   size_t bytes;
   int group;
+  Site site;
 };
 
 struct Fiber {
@@ -87,7 +87,6 @@ struct Machine {
   uint8_t* shared = nullptr;
   size_t shared_used = 0;
   std::vector<Array> arrays;
-  std::vector<std::pair<uintptr_t, size_t>> registered;  // begin and bytes, in order
   char* error = nullptr;
   size_t error_bytes = 0;
   bool failed = false;
@@ -95,8 +94,6 @@ struct Machine {
 
 Machine g;
 uint32_t g_shared_limit = 227 * 1024;
-std::mutex g_registry;
-std::map<uintptr_t, size_t> g_registered;
 const Kernel* g_kernels;
 
 uint32_t random_below(uint32_t n) {
@@ -117,6 +114,10 @@ const char* base_name(const char* file) {
   return slash == nullptr ? file : slash + 1;
 }
 
+bool is_same(const Site& a, const Site& b) {
+  return a.line == b.line && (a.file == b.file || strcmp(a.file, b.file) == 0);
+}
+
 std::string place(const Fiber& fiber) {
   char text[160];
   if (fiber.state == State::kDone) {
@@ -128,22 +129,6 @@ std::string place(const Fiber& fiber) {
              fiber.site.line);
   }
   return text;
-}
-
-bool is_inside(uintptr_t begin, size_t bytes, const void* low, size_t size) {
-  const uintptr_t from = reinterpret_cast<uintptr_t>(low);
-  return begin >= from && begin + bytes <= from + size;
-}
-
-// Tables of the text itself.
-bool is_constant([[maybe_unused]] uintptr_t begin) {
-#if defined(__linux__)
-  Dl_info own, its;
-  return dladdr(&here, &own) != 0 && dladdr(reinterpret_cast<const void*>(begin), &its) != 0 &&
-         own.dli_fbase == its.dli_fbase;
-#else
-  return true;
-#endif
 }
 
 // The first error is the one that is told.
@@ -205,12 +190,13 @@ bool open_barrier() {
   if (g.at_barrier != g.fibers.size()) return false;
   const Fiber& first = g.fibers[0];
   for (const Fiber& fiber : g.fibers) {
-    if (fiber.site.line != first.site.line || strcmp(fiber.site.file, first.site.file) != 0) {
+    if (!is_same(fiber.site, first.site)) {
       tell("divergent barrier: " + place(first) + ", " + place(fiber));
       return false;
     }
   }
   g.at_barrier = 0;
+  watch_barrier();
   for (Fiber& fiber : g.fibers) make_ready(fiber);
   return true;
 }
@@ -247,7 +233,7 @@ void switch_from(Stack& from, bool last) {
   if (next != nullptr && next->state == State::kNew) {
     if (g.free_stacks.empty()) {
       auto stack = std::make_unique<Stack>();
-      if (map_stack(*stack)) {
+      if (map_stack(*stack, g.stacks.size(), kMaxThreads)) {
         g.free_stacks.push_back(stack.get());
         g.stacks.push_back(std::move(stack));
       } else {
@@ -308,10 +294,12 @@ void set_poison([[maybe_unused]] const uint8_t* p, [[maybe_unused]] size_t bytes
 
 void red_zone(uint8_t* p) {
   memset(p, kRed, kRedZone);
+  watch_red_zone(p, kRedZone, true);
   set_poison(p, kRedZone, true);
 }
 
 bool red_zone_is_whole(const uint8_t* p) {
+  watch_red_zone(p, kRedZone, false);
   set_poison(p, kRedZone, false);
   for (size_t i = 0; i < kRedZone; ++i) {
     if (p[i] != kRed) return false;
@@ -320,6 +308,9 @@ bool red_zone_is_whole(const uint8_t* p) {
 }
 
 size_t round_up(size_t bytes) { return (bytes + kRedZone - 1) / kRedZone * kRedZone; }
+
+// Room for every array and its zones.
+size_t shared_size() { return round_up(g_shared_limit) + kStaticLimit + 1024 * kRedZone; }
 
 // The dynamic part is the first array; an array's red zones begin right before and after it.
 void begin_shared() {
@@ -334,7 +325,7 @@ void begin_shared() {
 }
 
 void end_shared() {
-  for (const Array& array : g.arrays) {
+  for (const Array& array : g.arrays) {  // all of them, whatever happened: this takes the zones away
     const bool before = red_zone_is_whole(g.shared + array.offset - kRedZone);
     const bool after = red_zone_is_whole(g.shared + array.offset + array.bytes);
     if (before && after) continue;
@@ -363,6 +354,7 @@ void begin_block() {
     fiber.copies.clear();
     fiber.groups_begun = 0;
   }
+  watch_block();
   begin_shared();
   // Nobody ran before: the search for the next one begins at any warp.
   g.now = &g.fibers[g.ready_warps[random_below(static_cast<uint32_t>(g.warps.size()))] * kWarp];
@@ -447,19 +439,30 @@ bool run(const Launch& launch, char* error, size_t error_bytes) {
   g.fibers.assign(launch.threads, Fiber());
   for (uint32_t t = 0; t < launch.threads; ++t) g.fibers[t].thread = t;
   g.warps.assign(launch.threads / kWarp, Warp());
-  g.memory.resize(g_shared_limit + kStaticLimit + 1024 * kRedZone);
+  g.memory.resize(shared_size() + kRedZone);
   g.shared = g.memory.data() + (kRedZone - reinterpret_cast<uintptr_t>(g.memory.data()) % kRedZone) % kRedZone;
   here.threads = launch.threads;
   memcpy(here.grid, launch.grid, sizeof(here.grid));
-  {
-    const std::lock_guard<std::mutex> registry(g_registry);
-    g.registered.assign(g_registered.begin(), g_registered.end());
-  }
+  watch_launch(launch.args, launch.kernel->args_bytes, g.shared, shared_size());
+  is_running = true;
   run_blocks();
+  is_running = false;
   return !g.failed;
 }
 
 // ---- for a thread of the running launch ----
+
+void fail_at(const void* code, const char* text) {
+  Dl_info info = {};
+  const bool found = dladdr(code, &info) != 0;
+  const size_t offset = reinterpret_cast<uintptr_t>(code) - reinterpret_cast<uintptr_t>(info.dli_fbase);
+  char line[400];
+  snprintf(line, sizeof(line), "thread %u: %s at %s+%#zx", here.thread, text,
+           found ? base_name(info.dli_fname) : "code", offset);
+  tell(line);
+  jump(*g.now->stack, g.main, true);
+  __builtin_unreachable();
+}
 
 void fail(Site site, const char* text, ...) {
   char line[300];
@@ -503,14 +506,17 @@ void together(const char* what, Resolve resolve, void* slot, uint32_t lanes, Sit
   for (uint32_t i = 0; i < kWarp; ++i) {
     if (!((lanes >> i) & 1u)) continue;
     const Fiber& other = g.fibers[first + i];
-    if (other.resolve != resolve || other.lanes != lanes || other.site.line != site.line ||
-        strcmp(other.site.file, site.file) != 0) {
+    if (other.resolve != resolve || other.lanes != lanes || !is_same(other.site, site)) {
       fail(site, "the lanes of a warp meet in different places: this one in %s for lanes %08x, %s for lanes %08x", what,
            lanes, place(other).c_str(), other.lanes);
     }
     slots[i] = other.slot;
   }
-  resolve(slots, lanes);
+  if (resolve == nullptr) {
+    watch_warp_barrier(self.thread / kWarp);
+  } else {
+    resolve(slots, lanes);
+  }
   warp.together &= ~lanes;
   for (uint32_t i = 0; i < kWarp; ++i) {
     if (slots[i] != nullptr && i != lane) make_ready(g.fibers[first + i]);
@@ -542,8 +548,8 @@ void* shared_array(const void* key, size_t bytes, size_t alignment) {
 
 void* dynamic_shared() { return g.shared + kRedZone; }
 
-void copy_later(void* to, const void* from, size_t bytes) {
-  g.now->copies.push_back({to, from, bytes, g.now->groups_begun});
+void copy_later(void* to, const void* from, size_t bytes, Site site) {
+  g.now->copies.push_back({to, from, bytes, g.now->groups_begun, site});
 }
 
 void copy_commit() { ++g.now->groups_begun; }
@@ -552,49 +558,25 @@ void copy_wait(int groups) {
   std::vector<Copy>& copies = g.now->copies;
   size_t n = 0;
   while (n < copies.size() && copies[n].group < g.now->groups_begun - groups) {
-    memcpy(copies[n].to, copies[n].from, copies[n].bytes);
-    ++n;
+    const Copy& copy = copies[n++];
+    check_access(copy.from, copy.bytes, false, copy.site);
+    check_access(copy.to, copy.bytes, true, copy.site);
+    memcpy(copy.to, copy.from, copy.bytes);
   }
   copies.erase(copies.begin(), copies.begin() + static_cast<ptrdiff_t>(n));
 }
 
-// ---- memory that kernels may touch ----
-
-void register_memory(const void* begin, size_t bytes) {
-  const std::lock_guard<std::mutex> lock(g_registry);
-  g_registered[reinterpret_cast<uintptr_t>(begin)] = bytes;
-}
-
-void unregister_memory(const void* begin) {
-  const std::lock_guard<std::mutex> lock(g_registry);
-  g_registered.erase(reinterpret_cast<uintptr_t>(begin));
+void check_access(const void* p, size_t bytes, bool is_write, Site site) {
+  if (reinterpret_cast<uintptr_t>(p) % bytes != 0) {
+    fail(site, "%s %zu bytes at %p, expected a multiple of %zu", is_write ? "writes" : "reads", bytes, p, bytes);
+  }
+  const char* text = watch_access(reinterpret_cast<uintptr_t>(p), bytes, is_write);
+  if (text != nullptr) fail(site, "%s", text);
 }
 
 void set_shared_limit(uint32_t bytes) {
   const std::lock_guard<std::mutex> lock(g.running);
   g_shared_limit = bytes;
-}
-
-void check_access(const void* p, size_t bytes, size_t alignment, bool is_write, Site site) {
-  const uintptr_t begin = reinterpret_cast<uintptr_t>(p);
-  const char* verb = is_write ? "writes" : "reads";
-  if (begin % alignment != 0) fail(site, "%s %zu bytes at %p, expected a multiple of %zu", verb, bytes, p, alignment);
-  if (g.registered.empty() || is_inside(begin, bytes, g.shared, g.shared_used) ||
-      is_inside(begin, bytes, g.now->stack->low, g.now->stack->bytes)) {
-    return;
-  }
-  const auto after = std::upper_bound(g.registered.begin(), g.registered.end(), begin,
-                                      [](uintptr_t a, const std::pair<uintptr_t, size_t>& b) { return a < b.first; });
-  if (after != g.registered.begin()) {
-    const auto& [low, size] = *(after - 1);
-    if (begin + bytes <= low + size) return;
-    if (begin < low + size + 4096) {
-      fail(site, "%s %zu bytes at byte %zu of an allocation of %zu", verb, bytes, static_cast<size_t>(begin - low),
-           size);
-    }
-  }
-  if (is_constant(begin)) return;
-  fail(site, "%s %zu bytes at %p, which is in no allocation", verb, bytes, p);
 }
 
 }  // namespace sim

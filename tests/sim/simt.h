@@ -2,8 +2,8 @@
 // hands the processor on. Nothing here knows a GPU language; a spelling header gives the words of one to device text.
 //
 // What is found: threads that miss a barrier or meet in different ones, deadlocks, votes and shuffles that name a lane
-// that does not come, writes past a shared array, shared arrays that are too large, and, by the values 0xCD in them,
-// shared arrays that are read before they are written. A seed changes the order of blocks, warps and lanes.
+// that does not come, shared arrays that are too large, and what watch.h watches: races, accesses outside of arrays, shared
+// memory that is read before it is written. A seed changes the order of blocks, warps and lanes.
 #pragma once
 #include <stddef.h>
 #include <stdint.h>
@@ -59,7 +59,8 @@ extern Here here;
 void barrier(Site site);
 
 // Every lane of `lanes` comes to the same place with its own slot; the last one calls resolve, which reads what all of
-// them brought and leaves the answers in the slots. slots[i] is null where lane i takes no part.
+// them brought and leaves the answers in the slots. slots[i] is null where lane i takes no part. A null resolve is a
+// barrier of the warp: what its lanes did before is ordered before what they do after.
 using Resolve = void (*)(void* const* slots, uint32_t lanes);
 void together(const char* what, Resolve resolve, void* slot, uint32_t lanes, Site site);
 
@@ -68,22 +69,23 @@ void* shared_array(const void* key, size_t bytes, size_t alignment);
 void* dynamic_shared();
 
 // Copies that are done when the thread waits for all but its `groups` youngest groups.
-void copy_later(void* to, const void* from, size_t bytes);
+void copy_later(void* to, const void* from, size_t bytes, Site site);
 void copy_commit();
 void copy_wait(int groups);
 
 // Ends the launch with an error that names kernel, block, thread and site.
 [[noreturn]] void fail(Site site, const char* text, ...) __attribute__((format(printf, 2, 3)));
 
-// ---- memory that kernels may touch ----
+// The same for a place in the compiled code that has no site.
+[[noreturn]] void fail_at(const void* code, const char* text);
+// Whether a thread of a launch runs.
+extern bool is_running;
 
-// Where something is registered, nothing else is accepted by checked accesses, save shared memory.
-void register_memory(const void* begin, size_t bytes);
-void unregister_memory(const void* begin);
+// A load or store of a number of bytes; fails if it is not at a multiple of them, or breaks a rule of watch.h.
+void check_access(const void* p, size_t bytes, bool is_write, Site site);
+
+// Bytes of shared memory that a block may have, 227 KiB if never called.
 void set_shared_limit(uint32_t bytes);
-
-// A load or store of bytes at a multiple of alignment; fails if it is not one, or touches memory that is nobody's.
-void check_access(const void* p, size_t bytes, size_t alignment, bool is_write, Site site);
 
 }  // namespace sim
 }  // namespace lutkern

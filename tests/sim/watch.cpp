@@ -1,0 +1,312 @@
+#include "watch.h"
+
+#if defined(__linux__)
+#include <link.h>
+#endif
+#include <stdio.h>
+#include <string.h>
+
+#include <algorithm>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <unordered_map>
+#include <vector>
+
+#include "fiber.h"
+#include "simt.h"
+
+namespace lutkern {
+namespace sim {
+
+Clock g_clock;
+
+namespace {
+
+enum : uint32_t { kRedStamp = 0xffffffffu, kPageBytes = 4096 };
+enum : size_t { kMaxPages = 8192, kKeptPages = 256 };
+enum : uint16_t { kOneReader = 0, kReadersOfWarp = 1, kReadersOfBlock = 2 };
+
+// Of one byte of shared memory: its last write, and who read it since.
+struct SharedByte {
+  uint32_t write;
+  uint32_t read;
+  uint16_t writer;
+  uint16_t reader;
+  uint16_t readers;
+};
+
+struct GlobalByte {
+  uint32_t write;
+  uint16_t writer;
+};
+
+struct Page {
+  GlobalByte byte[kPageBytes];
+};
+
+struct Range {
+  uintptr_t begin;
+  uintptr_t end;
+  bool has(uintptr_t from, size_t bytes) const { return from >= begin && from + bytes <= end; }
+};
+
+struct Watch {
+  Range args;
+  Range shared;
+  std::vector<SharedByte> shadow;
+  std::unordered_map<uintptr_t, std::unique_ptr<Page>> pages;
+  uintptr_t last_number = 0;  // of the page that was used last
+  Page* last_page = nullptr;
+  std::vector<Range> registered;  // in order
+  Range last_registered = {0, 0};
+  Range image = {0, 0};  // the text's own tables
+  char text[256];
+};
+
+Watch g;
+std::mutex g_registry;
+std::map<uintptr_t, size_t> g_registered;
+
+#if defined(__linux__)
+int find_image(dl_phdr_info* info, size_t, void*) {
+  Range whole = {UINTPTR_MAX, 0};
+  bool is_ours = false;
+  for (int i = 0; i < info->dlpi_phnum; ++i) {
+    const auto& part = info->dlpi_phdr[i];
+    if (part.p_type != PT_LOAD) continue;
+    const uintptr_t begin = info->dlpi_addr + part.p_vaddr;
+    const Range range = {begin, begin + part.p_memsz};
+    whole = {std::min(whole.begin, range.begin), std::max(whole.end, range.end)};
+    is_ours = is_ours || range.has(reinterpret_cast<uintptr_t>(&g_clock), 1);
+  }
+  if (is_ours) g.image = whole;
+  return is_ours ? 1 : 0;
+}
+#endif
+
+uint32_t warp_of(uint32_t thread) { return thread / kWarp; }
+
+// Whether what thread `other` did at that time is seen now by the running thread.
+bool is_ordered(uint32_t stamp, uint32_t other) {
+  const uint32_t self = here.thread;
+  if (other == self || stamp < g_clock.barrier) return true;
+  return warp_of(other) == warp_of(self) && stamp < g_clock.warp[warp_of(self)];
+}
+
+const char* race(const char* where, bool is_write, size_t offset, uint32_t other, const char* did) {
+  snprintf(g.text, sizeof(g.text), "race: %s byte %zu of %s that thread %u %s with no barrier between",
+           is_write ? "writes" : "reads", offset, where, other, did);
+  return g.text;
+}
+
+void note_read(SharedByte& byte) {
+  const uint16_t self = static_cast<uint16_t>(here.thread);
+  if (byte.read < g_clock.barrier) {
+    byte.readers = kOneReader;
+  } else if (byte.reader != self) {
+    if (warp_of(byte.reader) != warp_of(self)) {
+      byte.readers = kReadersOfBlock;
+    } else if (byte.read < g_clock.warp[warp_of(self)]) {
+      byte.readers = byte.readers == kReadersOfBlock ? kReadersOfBlock : kOneReader;
+    } else if (byte.readers == kOneReader) {
+      byte.readers = kReadersOfWarp;
+    }
+  }
+  byte.reader = self;
+  byte.read = g_clock.now;
+}
+
+bool may_overwrite(const SharedByte& byte) {
+  if (byte.read < g_clock.barrier) return true;
+  if (byte.readers == kReadersOfBlock) return false;
+  if (byte.readers == kOneReader && byte.reader == here.thread) return true;
+  return warp_of(byte.reader) == warp_of(here.thread) && byte.read < g_clock.warp[warp_of(here.thread)];
+}
+
+const char* shared_access(uintptr_t begin, size_t bytes, bool is_write) {
+  static const char kWhere[] = "shared memory";
+  const size_t first = begin - g.shared.begin;
+  for (size_t i = first; i < first + bytes; ++i) {
+    SharedByte& byte = g.shadow[i];
+    if (byte.write == kRedStamp) {
+      return is_write ? "writes outside of its shared array" : "reads outside of its shared array";
+    }
+    const bool is_written = byte.write >= g_clock.block;
+    if (!is_written && !is_write) return "reads shared memory that no thread has written";
+    if (is_written && !is_ordered(byte.write, byte.writer)) return race(kWhere, is_write, i, byte.writer, "wrote");
+    if (!is_write) {
+      note_read(byte);
+      continue;
+    }
+    if (!may_overwrite(byte)) return race(kWhere, true, i, byte.reader, "read");
+    byte.write = g_clock.now;
+    byte.writer = static_cast<uint16_t>(here.thread);
+    byte.read = 0;
+  }
+  return nullptr;
+}
+
+Page* find_page(uintptr_t number, bool make) {
+  if (number == g.last_number) return g.last_page;
+  const auto found = g.pages.find(number);
+  Page* page = found == g.pages.end() ? nullptr : found->second.get();
+  if (page == nullptr && make && g.pages.size() < kMaxPages) {
+    page = (g.pages[number] = std::make_unique<Page>()).get();
+  }
+  if (page == nullptr && make) return nullptr;
+  g.last_number = number;
+  g.last_page = page;
+  return page;
+}
+
+const char* global_race(uintptr_t begin, size_t bytes, bool is_write) {
+  for (uintptr_t at = begin; at < begin + bytes; ++at) {
+    const uintptr_t number = at / kPageBytes;
+    Page* page = find_page(number, false);
+    if (page == nullptr && is_write) {
+      g.last_number = 0;
+      page = find_page(number, true);
+    }
+    if (page == nullptr) return nullptr;
+    GlobalByte& byte = page->byte[at % kPageBytes];
+    if (byte.write >= g_clock.launch) {
+      if (byte.write < g_clock.block) {
+        return is_write ? "race: writes global memory that another block wrote"
+                        : "race: reads global memory that another block wrote";
+      }
+      if (!is_ordered(byte.write, byte.writer)) return race("global memory", is_write, at, byte.writer, "wrote");
+    }
+    if (is_write) byte = {g_clock.now, static_cast<uint16_t>(here.thread)};
+  }
+  return nullptr;
+}
+
+const char* outside(uintptr_t begin, size_t bytes, bool is_write) {
+  if (g.registered.empty() || g.last_registered.has(begin, bytes)) return nullptr;
+  const auto after = std::upper_bound(g.registered.begin(), g.registered.end(), begin,
+                                      [](uintptr_t a, const Range& b) { return a < b.begin; });
+  const char* verb = is_write ? "writes" : "reads";
+  if (after != g.registered.begin()) {
+    const Range& range = *(after - 1);
+    if (range.has(begin, bytes)) {
+      g.last_registered = range;
+      return nullptr;
+    }
+    if (begin < range.end + kPageBytes) {
+      snprintf(g.text, sizeof(g.text), "%s %zu bytes at byte %zu of an allocation of %zu", verb, bytes,
+               static_cast<size_t>(begin - range.begin), static_cast<size_t>(range.end - range.begin));
+      return g.text;
+    }
+  }
+  snprintf(g.text, sizeof(g.text), "%s %zu bytes at %#zx, which is in no allocation", verb, bytes,
+           static_cast<size_t>(begin));
+  return g.text;
+}
+
+}  // namespace
+
+void watch_launch(const void* args, size_t args_bytes, uint8_t* shared, size_t shared_bytes) {
+  const uintptr_t from = reinterpret_cast<uintptr_t>(args);
+  g.args = {from, from + args_bytes};
+  const uintptr_t low = reinterpret_cast<uintptr_t>(shared);
+  g.shared = {low, low + shared_bytes};
+  g.shadow.resize(shared_bytes);
+  if (g_clock.now > 0x40000000u) {  // far from kRedStamp
+    g_clock = Clock();
+    std::fill(g.shadow.begin(), g.shadow.end(), SharedByte());
+    g.pages.clear();
+  }
+  if (g.pages.size() > kKeptPages) g.pages.clear();
+  g.last_number = 0;
+  g.last_page = nullptr;
+  g_clock.launch = ++g_clock.now;
+#if defined(__linux__)
+  if (g.image.end == 0) dl_iterate_phdr(find_image, nullptr);
+#endif
+  const std::lock_guard<std::mutex> lock(g_registry);
+  g.registered.clear();
+  g.last_registered = {0, 0};
+  for (const auto& [begin, bytes] : g_registered) g.registered.push_back({begin, begin + bytes});
+}
+
+void watch_block() {
+  g_clock.block = ++g_clock.now;
+  g_clock.barrier = g_clock.block;
+  for (uint32_t& time : g_clock.warp) time = g_clock.block;
+}
+
+void watch_red_zone(const uint8_t* p, size_t bytes, bool on) {
+  const size_t first = reinterpret_cast<uintptr_t>(p) - g.shared.begin;
+  for (size_t i = first; i < first + bytes; ++i) g.shadow[i].write = on ? uint32_t{kRedStamp} : 0;
+}
+
+const char* watch_access(uintptr_t begin, size_t bytes, bool is_write) {
+  if (is_stack(begin)) return nullptr;
+  if (g.shared.has(begin, bytes)) return shared_access(begin, bytes, is_write);
+  if (!is_write && (g.args.has(begin, bytes) || g.image.has(begin, bytes))) return nullptr;
+  const char* text = outside(begin, bytes, is_write);
+  return text != nullptr ? text : global_race(begin, bytes, is_write);
+}
+
+void register_memory(const void* begin, size_t bytes) {
+  const std::lock_guard<std::mutex> lock(g_registry);
+  g_registered[reinterpret_cast<uintptr_t>(begin)] = bytes;
+}
+
+void unregister_memory(const void* begin) {
+  const std::lock_guard<std::mutex> lock(g_registry);
+  g_registered.erase(reinterpret_cast<uintptr_t>(begin));
+}
+
+static void watched(const void* p, size_t bytes, bool is_write, const void* code) {
+  if (!is_running) return;
+  const char* text = watch_access(reinterpret_cast<uintptr_t>(p), bytes, is_write);
+  if (text != nullptr) fail_at(code, text);
+}
+
+}  // namespace sim
+}  // namespace lutkern
+
+// ---- what -fsanitize=thread calls ----
+
+extern "C" {
+
+#define LK_WATCH(name, bytes, is_write) \
+  void __tsan_##name(void* p) { lutkern::sim::watched(p, bytes, is_write, __builtin_return_address(0)); }
+LK_WATCH(read1, 1, false)
+LK_WATCH(read2, 2, false)
+LK_WATCH(read4, 4, false)
+LK_WATCH(read8, 8, false)
+LK_WATCH(read16, 16, false)
+LK_WATCH(write1, 1, true)
+LK_WATCH(write2, 2, true)
+LK_WATCH(write4, 4, true)
+LK_WATCH(write8, 8, true)
+LK_WATCH(write16, 16, true)
+LK_WATCH(unaligned_read2, 2, false)
+LK_WATCH(unaligned_read4, 4, false)
+LK_WATCH(unaligned_read8, 8, false)
+LK_WATCH(unaligned_read16, 16, false)
+LK_WATCH(unaligned_write2, 2, true)
+LK_WATCH(unaligned_write4, 4, true)
+LK_WATCH(unaligned_write8, 8, true)
+LK_WATCH(unaligned_write16, 16, true)
+#undef LK_WATCH
+
+void __tsan_read_range(void* p, size_t bytes) { lutkern::sim::watched(p, bytes, false, __builtin_return_address(0)); }
+void __tsan_write_range(void* p, size_t bytes) { lutkern::sim::watched(p, bytes, true, __builtin_return_address(0)); }
+void* __tsan_memcpy(void* to, const void* from, size_t bytes) {
+  lutkern::sim::watched(from, bytes, false, __builtin_return_address(0));
+  lutkern::sim::watched(to, bytes, true, __builtin_return_address(0));
+  return memcpy(to, from, bytes);
+}
+void* __tsan_memset(void* to, int value, size_t bytes) {
+  lutkern::sim::watched(to, bytes, true, __builtin_return_address(0));
+  return memset(to, value, bytes);
+}
+void __tsan_init() {}
+void __tsan_func_entry(void*) {}
+void __tsan_func_exit() {}
+
+}  // extern "C"
