@@ -176,7 +176,7 @@ class Shared:
         self._reader = np.full(units, -1, np.int32)  # -2: several threads
         self._read_warp = np.full(units, -1, np.int32)  # -2: several warps
         self._read_warp_epoch = np.zeros(units, np.int32)
-        self._coming = np.zeros(units, bool)  # copies that no wait has completed
+        self._coming = np.zeros(units, np.int32)  # copies that no wait has completed
         self._copies: list[tuple[Ints, Ints, Ints]] = []  # threads, units, group
         self._groups: Ints = np.zeros(blocks * threads, np.int64)  # closed by each thread
 
@@ -184,7 +184,7 @@ class Shared:
         """`cp.async`: the bytes are there once the thread has waited for its group."""
         self.store(ids, address, values)
         _, units, _ = self._units(ids, address, values.dtype.itemsize * values.shape[1])
-        self._coming[units] = True
+        np.add.at(self._coming, units, 1)
         self._copies.append((ids, units, self._groups[ids]))
 
     def commit(self, ids: Ints) -> None:
@@ -198,7 +198,7 @@ class Shared:
         left = []
         for threads, units, group in self._copies:
             done = waits[threads] & ((group < self._groups[threads] - youngest) | (youngest < 0))
-            self._coming[units[done]] = False
+            np.subtract.at(self._coming, units[done], 1)
             if not done.all():
                 left.append((threads[~done], units[~done], group[~done]))
         self._copies = left
@@ -225,7 +225,7 @@ class Shared:
             lane = _first(wrote < 0)
             raise Fault(lane, f"reads unwritten shared memory at {int(address[lane])}")
         if self._copies and self._coming[units].any():
-            lane = _first(self._coming[units])
+            lane = _first(self._coming[units] > 0)
             raise Fault(lane, f"reads shared memory at {int(address[lane])} whose copy was not waited for")
         self._check_writer(wrote == epoch, units, thread, warp, address, "reads")
         again = self._read_epoch[units] == epoch
