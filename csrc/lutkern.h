@@ -220,8 +220,12 @@ LUTKERN_API lutkern_status lutkern_repack_to(const lutkern_tensor* weight, lutke
                                              void* out, size_t out_bytes, const lutkern_options* options);
 /* 1 if the device has kernels for tiles of the format; otherwise its weights stay in blocks there. */
 LUTKERN_API int32_t lutkern_device_has_tiles(int32_t device, int32_t ggml_type);
-/* Memory of a device, ordered on the stream; free accepts null, and any memory of lutkern_device_alloc in any process
- * state: after fork, and while the process ends, it does nothing. */
+/* A stream of lutkern_device_free and lutkern_device_synchronize: all that the device has to do. */
+#define LUTKERN_ALL_STREAMS ((void*)-1)
+/* Memory of a device, ordered on the stream: what is queued there may use it. free wants the stream on which it was used
+ * last, or LUTKERN_ALL_STREAMS, which waits; while a stream is captured, memory freed on it is kept until the capture has
+ * ended. free accepts null, and any memory of lutkern_device_alloc in any state of the process: after fork, and while the
+ * process ends, it does nothing. */
 LUTKERN_API lutkern_status lutkern_device_alloc(int32_t device, size_t nbytes, void* stream, void** out);
 LUTKERN_API lutkern_status lutkern_device_free(int32_t device, void* data, void* stream);
 /* Between the CPU and a device, or two devices, on a stream of the device that receives, or of the one that is not the
