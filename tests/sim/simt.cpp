@@ -507,8 +507,10 @@ void together(const char* what, Resolve resolve, void* slot, uint32_t lanes, Sit
     if (!((lanes >> i) & 1u)) continue;
     const Fiber& other = g.fibers[first + i];
     if (other.resolve != resolve || other.lanes != lanes || !is_same(other.site, site)) {
+      char text[160];  // nothing that fail would leave behind
+      snprintf(text, sizeof(text), "%s", place(other).c_str());
       fail(site, "the lanes of a warp meet in different places: this one in %s for lanes %08x, %s for lanes %08x", what,
-           lanes, place(other).c_str(), other.lanes);
+           lanes, text, other.lanes);
     }
     slots[i] = other.slot;
   }

@@ -18,8 +18,7 @@ struct Site {
   const char* file;
   int line;
 };
-#define LK_SITE \
-  ::lutkern::sim::Site { __builtin_FILE(), __builtin_LINE() }
+#define LK_SITE {__builtin_FILE(), __builtin_LINE()}  // as the default of a parameter: of the caller
 
 // A kernel of the device text that is linked in; it enters itself into the list.
 struct Kernel {
