@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "cuda/plans.h"
+#include "cuda/tile.h"
 #include "simt.h"
 #include "watch.h"
 using lutkern::sim::Kernel;
@@ -28,17 +29,26 @@ int lk_sim_launch(const char* name, const void* args, size_t args_bytes, const u
   return lutkern::sim::run(launch, error, error_bytes) ? 0 : 1;
 }
 
-int lk_sim_run(const char* name, const void* args, size_t args_bytes, int32_t, uint64_t seed, char* error,
-               size_t error_bytes) {
+int lk_sim_plan(const char* name, const void* args, size_t args_bytes, uint32_t plan[5], char* error,
+                size_t error_bytes) {
   if (known(name, args_bytes, error, error_bytes) == nullptr) return 1;
   using lutkern::cuda::KernelId;
   int id = 0;
   while (id < static_cast<int>(KernelId::count) && strcmp(lutkern::cuda::kKernelName[id], name) != 0) ++id;
-  const lutkern::cuda::Plan plan = lutkern::cuda::plan_of(static_cast<KernelId>(id), args);
-  const uint32_t grid[3] = {plan.grid_x, plan.grid_y, plan.grid_z};
-  return lk_sim_launch(name, args, args_bytes, grid, plan.threads, plan.shared_bytes, seed, error, error_bytes);
+  const lutkern::cuda::Plan found = lutkern::cuda::plan_of(static_cast<KernelId>(id), args);
+  const uint32_t numbers[5] = {found.grid_x, found.grid_y, found.grid_z, found.threads, found.shared_bytes};
+  memcpy(plan, numbers, sizeof(numbers));
+  return 0;
 }
 
+int lk_sim_run(const char* name, const void* args, size_t args_bytes, int32_t, uint64_t seed, char* error,
+               size_t error_bytes) {
+  uint32_t plan[5];
+  if (lk_sim_plan(name, args, args_bytes, plan, error, error_bytes) != 0) return 1;
+  return lk_sim_launch(name, args, args_bytes, plan, plan[3], plan[4], seed, error, error_bytes);
+}
+
+int32_t lk_sim_tile_bytes(int32_t format) { return lutkern::cuda::tile_bytes(static_cast<lutkern::FormatId>(format)); }
 void lk_sim_register(const void* begin, size_t bytes) { lutkern::sim::register_memory(begin, bytes); }
 void lk_sim_unregister(const void* begin) { lutkern::sim::unregister_memory(begin); }
 void lk_sim_shared_limit(uint32_t bytes) { lutkern::sim::set_shared_limit(bytes); }

@@ -15,6 +15,11 @@ LK_SIM_API int lk_sim_launch(const char* kernel, const void* args, size_t args_b
 // The same, launched by the plan of plans.h; format is not needed, a kernel's name tells it.
 LK_SIM_API int lk_sim_run(const char* kernel, const void* args, size_t args_bytes, int32_t format, uint64_t seed,
                           char* error, size_t error_bytes);
+// The plan of plans.h: the grid in x, y, z, threads of a block, bytes of dynamic shared memory.
+LK_SIM_API int lk_sim_plan(const char* kernel, const void* args, size_t args_bytes, uint32_t plan[5], char* error,
+                           size_t error_bytes);
+// Of a tile of a FormatId; 0: the format has none.
+LK_SIM_API int32_t lk_sim_tile_bytes(int32_t format);
 // Once anything is registered, checked loads and stores must stay inside of what is.
 LK_SIM_API void lk_sim_register(const void* begin, size_t bytes);
 LK_SIM_API void lk_sim_unregister(const void* begin);
