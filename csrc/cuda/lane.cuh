@@ -20,16 +20,13 @@
 #include "machine.h"
 #include "tile.h"
 
-#if !defined(LK_MEMBER)
-#if defined(__CUDACC__)
-#define LK_MEMBER __device__ __forceinline__
-#else
-#define LK_MEMBER inline
-#endif
-#endif
-
 namespace lutkern {
 namespace cuda {
+
+// The same number, and the same number for all lanes, which the compiler cannot take apart: they stay in a register, where
+// numbers that it knows would be made again for each use.
+LK_DEVICE uint32_t kept(uint32_t number) { return shuffle(number, lane()); }
+LK_DEVICE uint32_t kept_constant(uint32_t number) { return shuffle(number + lane(), 0); }
 
 // ---- entries ----
 
@@ -52,17 +49,13 @@ LK_DEVICE uint32_t iq2_nibbles(uint32_t bytes) {
 
 LK_DEVICE uint32_t iq2_entry(uint64_t row) { return iq2_nibbles(low_word(row)) | iq2_nibbles(high_word(row)) << 16; }
 
-LK_DEVICE uint32_t entry(const Iq1S*, int i) {
-  return iq1_entry(kIq1Grid.row[i & 2047]) + (i < 2048 ? 0x11111111u : 0);
-}
-LK_DEVICE uint32_t entry(const Iq1M*, int i) {
-  return iq1_entry(kIq1Grid.row[i & 2047]) + (i < 2048 ? 0x11111111u : 0);
-}
-LK_DEVICE uint32_t entry(const Iq2Xxs*, int i) { return iq2_entry(kIq2XxsGrid.row[i]); }
-LK_DEVICE uint32_t entry(const Iq2Xs*, int i) { return iq2_entry(kIq2XsGrid.row[i]); }
-LK_DEVICE uint32_t entry(const Iq2S*, int i) { return iq2_entry(kIq2SGrid.row[i]); }
-LK_DEVICE uint32_t entry(const Iq3Xxs*, int i) { return kIq3XxsGrid.row[i]; }
-LK_DEVICE uint32_t entry(const Iq3S*, int i) { return kIq3SGrid.row[i]; }
+LK_DEVICE uint32_t entry(const Iq1S*, uint32_t i) { return iq1_entry(kIq1Grid.row[i]); }
+LK_DEVICE uint32_t entry(const Iq1M*, uint32_t i) { return iq1_entry(kIq1Grid.row[i]); }
+LK_DEVICE uint32_t entry(const Iq2Xxs*, uint32_t i) { return iq2_entry(kIq2XxsGrid.row[i]); }
+LK_DEVICE uint32_t entry(const Iq2Xs*, uint32_t i) { return iq2_entry(kIq2XsGrid.row[i]); }
+LK_DEVICE uint32_t entry(const Iq2S*, uint32_t i) { return iq2_entry(kIq2SGrid.row[i]); }
+LK_DEVICE uint32_t entry(const Iq3Xxs*, uint32_t i) { return kIq3XxsGrid.row[i]; }
+LK_DEVICE uint32_t entry(const Iq3S*, uint32_t i) { return kIq3SGrid.row[i]; }
 
 // ---- the table ----
 
@@ -73,28 +66,32 @@ struct Table {
     kCopies = 1 << (Tile<Block>::kPlace - 2),
     kBytes = 4 * kEntries * kCopies
   };
-  const uint8_t* entries;  // the copy of this lane
+  const uint8_t* entries;
+  uint32_t copy;  // of this lane: its bytes, below those that an index makes
 
-  // shared: kBytes, at a multiple of 16
-  LK_MEMBER Table(const uint8_t* shared, uint32_t lane) : entries(shared + 4 * (lane % kCopies)) {}
+  // shared: kBytes, at a multiple of 16. By a whole warp.
+  LK_MEMBER Table(const uint8_t* shared, uint32_t lane) : entries(shared), copy(kept(4 * (lane % kCopies))) {}
 
-  LK_MEMBER uint32_t at(uint32_t offset) const { return load4(entries + offset); }
+  // offset: of the first copy
+  LK_MEMBER uint32_t at(uint32_t offset) const { return load4(entries + (kCopies > 1 ? offset | copy : offset)); }
 
   // By all threads of a block; a barrier follows.
   LK_MEMBER static void fill(uint8_t* shared, uint32_t thread, uint32_t threads) {
     const Block* format = nullptr;
-    if (kCopies == 1) {
-      for (uint32_t i = thread; i < kEntries / 4; i += threads) {
-        const int first = static_cast<int>(4 * i);
-        store16(shared + 16 * i, Words4{entry(format, first), entry(format, first + 1), entry(format, first + 2),
-                                        entry(format, first + 3)});
+    if constexpr (kCopies == 1) {  // iq1: both shifts of four rows of the codebook
+      for (uint32_t i = thread; i < kEntries / 8; i += threads) {
+        uint32_t rows[4];
+        for (uint32_t j = 0; j < 4; ++j) rows[j] = entry(format, 4 * i + j);
+        store16(shared + kBytes / 2 + 16 * i, Words4{rows[0], rows[1], rows[2], rows[3]});
+        for (uint32_t& row : rows) row += 0x11111111u;
+        store16(shared + 16 * i, Words4{rows[0], rows[1], rows[2], rows[3]});
       }
       return;
     }
     // Eight threads that store together store to different banks.
     constexpr uint32_t kPieces = kCopies < 4 ? 1 : kCopies / 4;
     for (uint32_t i = thread; i < kEntries; i += threads) {
-      const uint32_t word = entry(format, static_cast<int>(i));
+      const uint32_t word = entry(format, i);
 #pragma unroll
       for (uint32_t k = 0; k < kPieces; ++k) {
         const uint32_t piece = (k + i * kPieces / 8) % kPieces;
@@ -120,11 +117,13 @@ LK_DEVICE uint32_t entry_offset(const uint32_t* words, int i) {
   return funnel_right(word, ring[(bit / 32 + 1) % T::kRing], static_cast<uint32_t>(shift)) & mask;
 }
 
+enum : uint32_t { kIq2Positive = 0x002b1908u };  // 8, 25, 43 in the bytes that codes select
+
 // Entry with eight nibbles, their signs, four bytes each
 LK_DEVICE uint32_t signed_nibbles(uint32_t entry, uint32_t signs, int k) {
   return entry | ((k < 2 ? signs << (2 - k) : signs >> (k - 2)) & 0x44444444u);
 }
-LK_DEVICE uint32_t iq2_bytes(uint32_t nibbles) { return byte_perm(0x002b1908u, 0x00d5e7f8u, nibbles); }
+LK_DEVICE uint32_t iq2_bytes(uint32_t nibbles, uint32_t positive) { return byte_perm(positive, 0x00d5e7f8u, nibbles); }
 
 // 0xff in each byte whose weight is negative: index k of the eight of a word
 LK_DEVICE uint32_t sign_mask(uint32_t signs, int k) { return byte_perm(signs << (7 - k), 0, 0xba98); }
@@ -142,17 +141,18 @@ LK_DEVICE uint32_t iq1_offset(const uint32_t* words, int i) {
   return (offset & 0x1ffcu) | (shift & 0x2000u);
 }
 
+// iq1_s: twice the scale of 32 columns. Its bits stand 12 apart; a product brings them to bits 29 .. 31.
+LK_DEVICE uint32_t iq1_s_scale(const uint32_t* words, int group) {
+  if (group % 2 == 0) return ((words[3 * (group / 2) + 1] & 0x20020020u) * 0x01002004u) >> 28;
+  return ((words[3 * (group / 2)] & 0x02002002u) * 0x10020040u) >> 28;
+}
+
 // The integer that the scale of columns 16 g .. 16 g + 15 is made of
 template <class Block>
 LK_DEVICE uint32_t scale_bits(const uint32_t* words, int g) {
   using T = Tile<Block>;
   if constexpr (T::kFamily == 1 && T::kHasHalf != 0) {
-    uint32_t s = 0;
-    for (int bit = 0; bit < 3; ++bit) {
-      const int field = 8 * (g / 4) + scale_field((g / 2) % 2, bit);
-      s |= (get_field<T>(words, field) >> 11) << bit;
-    }
-    return s;
+    return iq1_s_scale(words, g / 2) >> 1;
   } else if constexpr (T::kFamily == 1) {
     const uint32_t low = words[T::kScales];
     const int bit = 3 * g;
@@ -165,38 +165,94 @@ LK_DEVICE uint32_t scale_bits(const uint32_t* words, int g) {
 }
 
 template <class Block>
+LK_DEVICE void set_words(LaneWords<Block>& to, int i, Words4 v) {
+  to.word[i] = v.x;
+  to.word[i + 1] = v.y;
+  to.word[i + 2] = v.z;
+  to.word[i + 3] = v.w;
+}
+template <class Block>
+LK_DEVICE void set_words(LaneWords<Block>& to, int i, Words2 v) {
+  to.word[i] = v.x;
+  to.word[i + 1] = v.y;
+}
+
+// From global memory that nothing writes meanwhile
+template <class Block>
+LK_DEVICE void load_words(LaneWords<Block>& to, const uint8_t* tile, uint32_t lane) {
+  using T = Tile<Block>;
+  constexpr int kTail = 4 * T::kChunks;
+  const int l = static_cast<int>(lane);
+#pragma unroll
+  for (int i = 0; i < kTail; i += 4) set_words(to, i, stream_load16(tile + word_offset<T>(l, i)));
+#pragma unroll
+  for (int i = kTail; i < kTail + T::kFours; ++i) to.word[i] = stream_load4(tile + word_offset<T>(l, i));
+#pragma unroll
+  for (int i = kTail + T::kFours; i < T::kWords; i += 2) set_words(to, i, stream_load8(tile + word_offset<T>(l, i)));
+  to.half = T::kHasHalf ? constant_load2(tile + T::kHalfAt + 2 * l) : to.word[T::kWords - 1] >> 16;
+}
+
+// The last 32 columns, 0 to 7, that word i is needed for
+template <class T>
+LK_FN constexpr int last_group(int i) {
+  if (i >= T::kCodes && i < T::kCodes + T::kRing * (T::kFamily == 3 ? 64 : 32) / T::kFields) {
+    const int ring = (i - T::kCodes) / T::kRing;
+    const int bits =
+        32 * ((i - T::kCodes) % T::kRing + 1);  // fields that begin below; the last goes on in the first word
+    const int per_group = T::kFamily == 3 ? 8 : 4;
+    const int field = (i - T::kCodes) % T::kRing == 0 ? T::kFields - 1 : (bits - T::kPlace - 1) / T::kBits;
+    return (ring * T::kFields + (field < T::kFields ? field : T::kFields - 1)) / per_group;
+  }
+  return i < T::kCodes ? i : 7;
+}
+
+// Loads the words that are needed for group g and none after it.
+template <class Block>
+LK_DEVICE void load_words_after(LaneWords<Block>& to, const uint8_t* tile, uint32_t lane, int g) {
+  using T = Tile<Block>;
+  constexpr int kTail = 4 * T::kChunks;
+  const int l = static_cast<int>(lane);
+#pragma unroll
+  for (int i = 0; i < kTail; i += 4) {
+    int last = 0;
+    for (int j = 0; j < 4; ++j) last = last_group<T>(i + j) > last ? last_group<T>(i + j) : last;
+    if (last == g) set_words(to, i, stream_load16(tile + word_offset<T>(l, i)));
+  }
+  if (g < 7) return;
+#pragma unroll
+  for (int i = kTail; i < kTail + T::kFours; ++i) to.word[i] = stream_load4(tile + word_offset<T>(l, i));
+#pragma unroll
+  for (int i = kTail + T::kFours; i < T::kWords; i += 2) set_words(to, i, stream_load8(tile + word_offset<T>(l, i)));
+  to.half = T::kHasHalf ? constant_load2(tile + T::kHalfAt + 2 * l) : to.word[T::kWords - 1] >> 16;
+}
+
+// From shared memory
+template <class Block>
+LK_DEVICE void load_shared_words(LaneWords<Block>& to, const uint8_t* tile, uint32_t lane) {
+  using T = Tile<Block>;
+  constexpr int kTail = 4 * T::kChunks;
+  const int l = static_cast<int>(lane);
+#pragma unroll
+  for (int i = 0; i < kTail; i += 4) set_words(to, i, load16(tile + word_offset<T>(l, i)));
+#pragma unroll
+  for (int i = kTail; i < kTail + T::kFours; ++i) to.word[i] = load4(tile + word_offset<T>(l, i));
+#pragma unroll
+  for (int i = kTail + T::kFours; i < T::kWords; i += 2) set_words(to, i, load8(tile + word_offset<T>(l, i)));
+  to.half = T::kHasHalf ? load2(tile + T::kHalfAt + 2 * l) : to.word[T::kWords - 1] >> 16;
+}
+
+template <class Block>
 struct Lane {
   using T = Tile<Block>;
   LaneWords<Block> words;
   float d;
 
-  // From global memory that nothing writes meanwhile
   LK_MEMBER void load(const uint8_t* tile, int lane) {
-#pragma unroll
-    for (int c = 0; c < T::kChunks; ++c) set16(4 * c, stream_load16(tile + word_offset<T>(lane, 4 * c)));
-#pragma unroll
-    for (int i = 4 * T::kChunks; i < 4 * T::kChunks + T::kFours; ++i) {
-      words.word[i] = stream_load4(tile + word_offset<T>(lane, i));
-    }
-#pragma unroll
-    for (int i = 4 * T::kChunks + T::kFours; i < T::kWords; i += 2) {
-      set8(i, stream_load8(tile + word_offset<T>(lane, i)));
-    }
-    words.half = T::kHasHalf ? constant_load2(tile + T::kHalfAt + 2 * lane) : words.word[T::kWords - 1] >> 16;
+    load_words(words, tile, static_cast<uint32_t>(lane));
     d = float_from_half(words.half);
   }
-
-  // From shared memory
   LK_MEMBER void load_shared(const uint8_t* tile, int lane) {
-#pragma unroll
-    for (int c = 0; c < T::kChunks; ++c) set16(4 * c, load16(tile + word_offset<T>(lane, 4 * c)));
-#pragma unroll
-    for (int i = 4 * T::kChunks; i < 4 * T::kChunks + T::kFours; ++i) {
-      words.word[i] = load4(tile + word_offset<T>(lane, i));
-    }
-#pragma unroll
-    for (int i = 4 * T::kChunks + T::kFours; i < T::kWords; i += 2) set8(i, load8(tile + word_offset<T>(lane, i)));
-    words.half = T::kHasHalf ? load2(tile + T::kHalfAt + 2 * lane) : words.word[T::kWords - 1] >> 16;
+    load_shared_words(words, tile, static_cast<uint32_t>(lane));
     d = float_from_half(words.half);
   }
 
@@ -209,8 +265,8 @@ struct Lane {
       high = iq1_bytes((nibbles >> 3) & 0x1e1e1e1eu);
     } else if constexpr (T::kFamily == 2) {
       const uint32_t nibbles = signed_nibbles(table.at(entry_offset<Block>(word, i)), word[i / 4], i % 4);
-      low = iq2_bytes(nibbles);
-      high = iq2_bytes(nibbles >> 16);
+      low = iq2_bytes(nibbles, kIq2Positive);
+      high = iq2_bytes(nibbles >> 16, kIq2Positive);
     } else {
       low = iq3_bytes(table.at(entry_offset<Block>(word, 2 * i)), sign_mask(word[i / 4], 2 * i % 8));
       high = iq3_bytes(table.at(entry_offset<Block>(word, 2 * i + 1)), sign_mask(word[i / 4], 2 * i % 8 + 1));
@@ -227,16 +283,6 @@ struct Lane {
   }
 
  private:
-  LK_MEMBER void set16(int i, Words4 v) {
-    words.word[i] = v.x;
-    words.word[i + 1] = v.y;
-    words.word[i + 2] = v.z;
-    words.word[i + 3] = v.w;
-  }
-  LK_MEMBER void set8(int i, Words2 v) {
-    words.word[i] = v.x;
-    words.word[i + 1] = v.y;
-  }
   LK_MEMBER static uint32_t iq3_bytes(uint32_t magnitudes, uint32_t mask) {
     // iq3_s: -v is v ^ 0xfe, all are odd. The others are not 0, so that no byte overflows.
     if (T::kBits == 9) return magnitudes ^ (mask & 0xfefefefeu);
