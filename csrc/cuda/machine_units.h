@@ -29,6 +29,18 @@ LK_DEVICE void copy_wait() {
 #endif
 }
 
+// ---- what a matrix unit wants, from shared memory ----
+
+// Four 8 x 16-byte matrices: the lanes 8 i .. 8 i + 7 have the addresses of the rows of matrix i. A lane gets the bytes
+// 4 t .. 4 t + 3 of row g of each, as a and b below want them.
+LK_DEVICE void load_matrices(uint32_t (&v)[4], const void* row) {
+  const uint32_t from = static_cast<uint32_t>(__cvta_generic_to_shared(row));
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(v[0]), "=r"(v[1]), "=r"(v[2]), "=r"(v[3])
+               : "r"(from)
+               : "memory");
+}
+
 // ---- matrix units: c += a b on a whole warp, bytes, exact ----
 
 // 16 x 8 += 16 x 32 by 32 x 8. With g = lane / 4 and t = lane % 4, a thread has

@@ -16,6 +16,26 @@ LK_DEVICE void copy_wait() {
 
 // ---- matrix units ----
 
+struct MatrixRows {
+  uint8_t row[16];
+  uint32_t v[4];
+};
+LK_DEVICE void resolve_load_matrices(void* const* slots, uint32_t) {
+  for (int i = 0; i < 32; ++i) {
+    MatrixRows* slot = static_cast<MatrixRows*>(slots[i]);
+    for (int j = 0; j < 4; ++j) {
+      memcpy(&slot->v[j], static_cast<const MatrixRows*>(slots[8 * j + i / 4])->row + 4 * (i % 4), 4);
+    }
+  }
+}
+LK_DEVICE void load_matrices(uint32_t (&v)[4], const void* row, Site site = LK_SITE) {
+  MatrixRows slot = {};
+  const Words4 words = checked_load<Words4>(row, site);
+  memcpy(slot.row, &words, sizeof(words));
+  sim::together("load_matrices", resolve_load_matrices, &slot, sim::kEveryLane, site);
+  memcpy(v, slot.v, sizeof(v));
+}
+
 template <int kDepth>
 struct Matrix {
   uint32_t a[kDepth / 8];

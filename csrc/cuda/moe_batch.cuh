@@ -1,0 +1,565 @@
+// A layer of experts for several tokens, in two launches:
+//
+//   1. moe_up_batch    h[pair] = activation(gate[e] x[token]) * (up[e] x[token]),  as integers, 32 rows with one scale
+//   2. moe_down_batch  out[token] = sum over its pairs of weight * down[e] h[pair]
+//
+// Weights lie in tiles (tile.h); the arithmetic, its layouts and the instructions that matter are in fragments.cuh.
+//
+// Launch 1: a block has one expert and R = 1, 2 or 4 rows of tiles of gate and up; it leaves at once if the expert has no
+// pairs. 8 / R warps split the columns of a row of tiles:
+//
+//   list the pairs of the expert
+//   for each 8 R of them: for each 8 / R tiles of the columns:
+//     barrier; x of these columns -> int8, by all warps; barrier; gate += tile x; up += tile x
+//   sums of the warps meet in the order of the warps; activation; 32 rows of h become integers
+//
+// Launch 2: a block has one row of tiles of down, and all tokens (or a range of them): nobody else writes its part of out.
+//
+//   list the pairs, sorted by expert, and cut the list into chunks of one expert and at most 16 pairs
+//   items: chunk by chunk, tile by tile; eight at a time, one for each warp:
+//     sums of the item -> shared memory; barrier; out[token] += weight * sums, by warp token % 8; barrier
+//
+// Whoever adds to a number of out is always the same thread, and chunks come in the order of experts: the result does not
+// depend on chance. The words of the next item are loaded while the one before is multiplied, across the barriers.
+//
+// The caller guarantees: stride of h is a multiple of 256, h.q at a multiple of 16; launch 2 follows launch 1.
+#pragma once
+#include "fragments.cuh"
+#include "matmul.cuh"
+#include "moe_batch_plan.h"
+
+namespace lutkern {
+namespace cuda {
+
+// ---- which pairs ----
+
+// Pairs first .. end - 1 of an expert, in ascending order, without the first `skip`: at most kBatchList of them go to the
+// list. Returns how many there are in all, and comes with a barrier.
+LK_DEVICE int collect(const MoeArgs& args, int expert, int64_t first, int64_t end, int skip, int32_t* list,
+                      int32_t* counts) {
+  const int64_t part = ((end - first + kBatchWarps - 1) / kBatchWarps + 31) / 32 * 32;
+  const int64_t begin = first + part * warp();
+  const int64_t stop = begin + part < end ? begin + part : end;
+  int n = 0;
+#pragma unroll 4
+  for (int64_t i = begin; i < stop; i += 32) {
+    const int64_t pair = i + lane();
+    n += count_ones(ballot(pair < stop && static_cast<int>(constant_load4(args.ids + pair)) == expert));
+  }
+  barrier();  // the list and the counts of the round before have been read
+  if (lane() == 0) store4(counts + warp(), static_cast<uint32_t>(n));
+  barrier();
+  int before = -skip, all = 0;
+  for (int w = 0; w < kBatchWarps; ++w) {
+    const int count = static_cast<int>(load4(counts + w));
+    if (w < static_cast<int>(warp())) before += count;
+    all += count;
+  }
+  for (int64_t i = begin; n > 0 && i < stop; i += 32) {
+    const int64_t pair = i + lane();
+    const bool mine = pair < stop && static_cast<int>(constant_load4(args.ids + pair)) == expert;
+    const uint32_t votes = ballot(mine);
+    const int at = before + count_ones(votes & ((1u << lane()) - 1));
+    if (mine && at >= 0 && at < kBatchList) store4(list + at, static_cast<uint32_t>(pair));
+    before += count_ones(votes);
+  }
+  barrier();
+  return all;
+}
+
+// ---- launch 1 ----
+
+struct UpBlock {
+  const MoeArgs& args;
+  uint8_t* table;  // as the format wants it
+  PanelsB x;       // of tile s: x.codes + s * tile_bytes ..
+  uint8_t* panel;  // of the warp
+  float* sums;     // of all warps, in place of the panels
+  int32_t* list;
+  int tiles_here;  // R
+  int splits;      // warps of a row of tiles
+  int64_t expert;
+
+  LK_MEMBER int pairs_at_once() const { return 8 * tiles_here; }
+  LK_MEMBER int row_of_tiles() const {
+    return static_cast<int>(block_x()) * tiles_here + static_cast<int>(warp()) / splits;
+  }
+  LK_MEMBER PanelsB panels(int split) const {
+    return panels_at(x.codes + split * pairs_at_once() * kPanelsBytesPerToken, pairs_at_once());
+  }
+  LK_MEMBER float* sums_of(int w) const { return sums + w * pairs_at_once() * kSumStride; }
+
+  // x of n pairs of the list, in the columns of `splits` tiles
+  LK_MEMBER void stage(int first, int n, int tile, bool whole_words) const {
+    barrier();
+    for (int unit = static_cast<int>(warp()); unit < splits * n; unit += kBatchWarps) {
+      const int split = unit / n, i = unit % n;
+      if ((tile + split) * kTileCols >= args.x.cols) break;
+      const int64_t token = static_cast<int64_t>(load4(list + first + i)) / args.k;
+      stage_row(args.x, whole_words, token, (tile + split) * kTileCols, panels(split), static_cast<uint32_t>(i));
+    }
+    barrier();
+  }
+};
+
+LK_DEVICE UpBlock up_block(const MoeArgs& args, uint8_t* shared, int table) {
+  const int tiles = up_tiles(args);
+  uint8_t* panels = shared + table;
+  uint8_t* list = panels + kUpPanelsBytes + kBatchWarps * kPanelBytes;
+  return {args,
+          shared,
+          panels_at(panels, 8 * tiles),
+          panels + kUpPanelsBytes + warp() * kPanelBytes,
+          reinterpret_cast<float*>(panels),
+          reinterpret_cast<int32_t*>(list),
+          tiles,
+          kBatchWarps / tiles,
+          0};
+}
+
+template <class Block>
+LK_DEVICE const uint8_t* expert_tile(const WeightArgs& w, int64_t expert, int row_of_tiles, int tile) {
+  return tile_of<Block>(w, row_of_tiles, tile) + expert * w.expert_bytes;
+}
+
+enum : int { kUpEights = 4, kUpMost = 16 /* rows of tiles times pairs that a warp finishes */ };
+using UpSums = float[2][kUpEights][4];
+
+LK_DEVICE void swap_sums(UpSums& a, UpSums& b) {
+#pragma unroll
+  for (int m = 0; m < 2; ++m) {
+    for (int n = 0; n < kUpEights; ++n) {
+      for (int i = 0; i < 4; ++i) {
+        const float turn = a[m][n][i];
+        a[m][n][i] = b[m][n][i];
+        b[m][n][i] = turn;
+      }
+    }
+  }
+}
+
+// n pairs of the list times one weight, or two of one format (second may be null): the sums of this warp's tiles.
+template <class Block>
+LK_DEVICE void up_products(const UpBlock& block, const WeightArgs& first, const WeightArgs* second, int pair, int n,
+                           UpSums& first_sums, UpSums& second_sums) {
+  const MoeArgs& args = block.args;
+  const Table<Block> table(block.table, lane());
+  const bool whole_words = has_whole_words(args.x);
+  const int turns = second ? 2 : 1;
+  const int tiles = tiles_of_row(first);
+  const int split = static_cast<int>(warp()) % block.splits;
+  const int row = block.row_of_tiles();
+  const int mine = row < tiles_down(first.rows) ? tiles : 0;  // where this warp has rows
+  const PanelsB x = block.panels(split);
+  const int eights = (n + 7) / 8;
+  Lane<Block> next;
+  if (split < mine) next.load(expert_tile<Block>(first, block.expert, row, split), static_cast<int>(lane()));
+#pragma unroll 1
+  for (int tile = 0; tile < tiles; tile += block.splits) {
+    block.stage(pair, n, tile, whole_words);
+    const int here = tile + split;
+#pragma unroll 1
+    for (int turn = 0; turn < turns; ++turn) {
+      if (here < mine) {
+        const Lane<Block> weights = next;
+        const bool last = turn + 1 == turns;
+        const int after = last ? here + block.splits : here;
+        if (after < mine) {
+          next.load(expert_tile<Block>(last ? first : *second, block.expert, row, after), static_cast<int>(lane()));
+        }
+        multiply_tile(weights, table, block.panel, StagedHalves{x, eights}, first_sums);
+      }
+      if (second) swap_sums(first_sums, second_sums);  // so that one text serves both
+    }
+  }
+}
+
+// The sum over warps of number (row of tiles, pair) unit = warp, warp + 8, ..: a lane has a row. Comes with barriers.
+LK_DEVICE void meet(const UpBlock& block, int n, const UpSums& mine, float (&sum)[kUpMost]) {
+  barrier();
+  store_sums(mine, (n + 7) / 8, block.sums_of(static_cast<int>(warp())));
+  barrier();
+#pragma unroll
+  for (int i = 0; i < kUpMost; ++i) {
+    const int unit = static_cast<int>(warp()) + kBatchWarps * i;
+    sum[i] = 0.0f;
+    if (unit < block.tiles_here * n) {
+      const int r = unit / n, pair = unit % n;
+      for (int s = 0; s < block.splits; ++s) {
+        sum[i] += load_float(block.sums_of(r * block.splits + s) + pair * kSumStride + lane());
+      }
+    }
+  }
+}
+
+// 32 rows of h of a pair, a lane has one: floats, or integers with their scale.
+LK_DEVICE void put_hidden(const MoeArgs& args, int64_t pair, int row, float h) {
+  if (args.h_float) store4(args.h_float + pair * args.h_stride + row + lane(), bits_of_float(h));
+  if (!args.h.q) return;
+  uint32_t largest = magnitude_bits(h);
+  for (uint32_t i = 1; i < 32; i *= 2) largest = larger(largest, shuffle_xor(largest, i));
+  const QuantizeRule rule = quantize_rule(largest);
+  uint32_t codes = static_cast<uint32_t>(quantize_number(h, rule)) & 0xffu;
+  const uint32_t odd = shuffle_xor(codes, 1);
+  codes |= odd << 8;
+  codes |= shuffle_xor(codes, 2) << 16;
+  const int64_t at = pair * args.h.stride + row;
+  if (lane() % 4 == 0) store4(args.h.q + at + lane(), codes);
+  if (lane() == 0) store4(args.h.scale + at / kGroup, bits_of_float(rule.scale));
+}
+
+// gate: the sums of up where there is no gate
+LK_DEVICE void finish_hidden(const UpBlock& block, int first, int n, const float (&gate)[kUpMost],
+                             const float (&up)[kUpMost]) {
+  const MoeArgs& args = block.args;
+  const int tiles = tiles_down(args.up.rows);
+  const int64_t stride = args.h.q ? args.h.stride : args.h_stride;
+#pragma unroll
+  for (int i = 0; i < kUpMost; ++i) {
+    const int unit = static_cast<int>(warp()) + kBatchWarps * i;
+    if (unit < block.tiles_here * n) {
+      const int tile = static_cast<int>(block_x()) * block.tiles_here + unit / n;
+      if (tile < tiles) {
+        const int64_t pair = static_cast<int64_t>(load4(block.list + first + unit % n));
+        const int row = tile * kTileRows;
+        float h = activate(args.activation, gate[i]);
+        if (args.gate.data) h *= up[i];
+        if (row + static_cast<int>(lane()) >= args.up.rows) h = 0.0f;
+        put_hidden(args, pair, row, h);
+        if (tile == tiles - 1) {
+          for (int64_t zero = row + kTileRows; zero < stride; zero += kTileRows) {
+            put_hidden(args, pair, static_cast<int>(zero), 0.0f);
+          }
+        }
+      }
+    }
+  }
+}
+
+// The block's expert and its pairs in the list; false: nothing to do.
+LK_DEVICE bool find_pairs(UpBlock& block, int skip, int& n) {
+  const MoeArgs& args = block.args;
+  const int64_t y = block_y();
+  block.expert = block_is_pair(args) ? expert_of(args, y) : static_cast<int>(y);
+  if (block.expert < 0) return false;
+  n = collect(args, static_cast<int>(block.expert), 0, pairs_of(args), skip, block.list, block.list + kBatchList);
+  return n > 0 && !(block_is_pair(args) && static_cast<int64_t>(load4(block.list)) != y);
+}
+
+// Calls products(first, n) for each 8 R pairs of the list.
+template <class Products>
+LK_DEVICE void for_pairs(UpBlock& block, int all, const Products& products) {
+  for (int skip = 0; skip < all; skip += kBatchList) {
+    if (skip > 0) {
+      collect(block.args, static_cast<int>(block.expert), 0, pairs_of(block.args), skip, block.list,
+              block.list + kBatchList);
+    }
+    const int listed = all - skip < kBatchList ? all - skip : int{kBatchList};
+#pragma unroll 1
+    for (int first = 0; first < listed; first += block.pairs_at_once()) {
+      const int left = listed - first;
+      products(first, left < block.pairs_at_once() ? left : block.pairs_at_once());
+    }
+  }
+}
+
+template <class Block>
+LK_DEVICE void moe_up_batch(const MoeArgs& args, uint8_t* shared) {
+  UpBlock block = up_block(args, shared, Table<Block>::kBytes);
+  int all = 0;
+  if (!find_pairs(block, 0, all)) return;
+  Table<Block>::fill(shared, thread(), threads());
+  clear_shared(block.x.codes, kUpPanelsBytes, thread(), threads());
+  for_pairs(block, all, [&](int first, int n) {
+    UpSums gate, up;
+    float gate_sum[kUpMost], up_sum[kUpMost] = {};
+    clear(gate);
+    clear(up);
+    const bool both = args.gate.data != nullptr;
+    up_products<Block>(block, both ? args.gate : args.up, both ? &args.up : nullptr, first, n, gate, up);
+    meet(block, n, gate, gate_sum);
+    if (both) meet(block, n, up, up_sum);
+    finish_hidden(block, first, n, gate_sum, up_sum);
+  });
+}
+
+// One weight of any format, whose table is filled here: the sums over the warps.
+LK_DEVICE void mixed_products(const UpBlock& block, const WeightArgs& w, int first, int n, float (&sum)[kUpMost]) {
+  UpSums mine, none;
+  clear(mine);
+  barrier();
+  switch (static_cast<FormatId>(w.format)) {
+#define LUTKERN_MIXED(name, Block)                               \
+  case FormatId::name:                                           \
+    Table<Block>::fill(block.table, thread(), threads());        \
+    up_products<Block>(block, w, nullptr, first, n, mine, none); \
+    break;
+    LUTKERN_CUDA_TILE_FORMATS(LUTKERN_MIXED)
+#undef LUTKERN_MIXED
+    default:
+      trap();
+  }
+  meet(block, n, mine, sum);
+}
+
+LK_DEVICE void moe_up_batch_mixed(const MoeArgs& args, uint8_t* shared) {
+  const int gate = table_bytes(args.gate.format), up = table_bytes(args.up.format);
+  UpBlock block = up_block(args, shared, gate > up ? gate : up);
+  int all = 0;
+  if (!find_pairs(block, 0, all)) return;
+  clear_shared(block.x.codes, kUpPanelsBytes, thread(), threads());
+  for_pairs(block, all, [&](int first, int n) {
+    float gate_sum[kUpMost], up_sum[kUpMost] = {};
+#pragma unroll 1
+    for (int turn = 0; turn < 2; ++turn) {
+      for (int i = 0; i < kUpMost; ++i) gate_sum[i] = up_sum[i];
+      mixed_products(block, turn == 0 ? args.gate : args.up, first, n, up_sum);
+    }
+    finish_hidden(block, first, n, gate_sum, up_sum);
+  });
+}
+
+// ---- launch 2 ----
+
+struct DownBlock {
+  const MoeArgs& args;
+  uint8_t* warps;    // panels of all warps
+  int32_t* list;     // pairs, sorted by expert; the highest bit: a chunk begins
+  uint16_t* chunks;  // number in the list of their first pairs
+  int32_t* counts;
+  int row;  // of tiles
+  int n;
+  int n_chunks;
+
+  LK_MEMBER int64_t pair(int i) const { return static_cast<int64_t>(load4(list + i) & 0x7fffffffu); }
+  LK_MEMBER int begin(int chunk) const { return static_cast<int>(load2(chunks + chunk)); }
+  LK_MEMBER int end(int chunk) const { return chunk + 1 < n_chunks ? begin(chunk + 1) : n; }
+  LK_MEMBER uint8_t* panel(int w) const { return warps + w * kDownWarpBytes; }
+  LK_MEMBER float* sums(int w) const { return reinterpret_cast<float*>(panel(w)); }
+};
+
+// Chunks of a list whose first pairs are marked: by one warp, before a barrier.
+LK_DEVICE void cut(const DownBlock& block, int n) {
+  int chunks = 0;
+  for (int i = 0; i < n; i += 32) {
+    const int at = i + static_cast<int>(lane());
+    const bool begins = at < n && (load4(block.list + at) & 0x80000000u) != 0;
+    const uint32_t votes = ballot(begins);
+    if (begins) {
+      store2(block.chunks + chunks + count_ones(votes & ((1u << lane()) - 1)), static_cast<uint32_t>(at));
+    }
+    chunks += count_ones(votes);
+  }
+  if (lane() == 0) {
+    store4(block.counts, static_cast<uint32_t>(n));
+    store4(block.counts + 1, static_cast<uint32_t>(chunks));
+  }
+}
+
+// All pairs of few tokens, sorted by expert: each counts those that come before it.
+LK_DEVICE void sort_pairs(DownBlock& block, int64_t first, int pairs) {
+  constexpr uint32_t kNobody = 0x7fffffffu;
+  uint8_t* keys = block.warps;
+  const int rounded = (pairs + 3) / 4 * 4;
+  for (int i = static_cast<int>(thread()); i < rounded; i += 32 * kBatchWarps) {
+    const int expert = i < pairs ? expert_of(block.args, first + i) : int{kLeftOut};
+    store4(keys + 4 * i, expert < 0 ? kNobody : static_cast<uint32_t>(expert));
+  }
+  barrier();
+  for (int i = static_cast<int>(thread()); i < pairs; i += 32 * kBatchWarps) {
+    const uint32_t key = load4(keys + 4 * i);
+    int smaller = 0, same = 0;
+    for (int j = 0; j < rounded; j += 4) {
+      const Words4 four = load16(keys + 4 * j);
+      const uint32_t other[4] = {four.x, four.y, four.z, four.w};
+      for (int m = 0; m < 4; ++m) {
+        smaller += other[m] < key;
+        same += other[m] == key && j + m < i;
+      }
+    }
+    if (key != kNobody) {
+      const uint32_t mark = same % kDownTokens == 0 ? 0x80000000u : 0u;
+      store4(block.list + smaller + same, static_cast<uint32_t>(first + i) | mark);
+    }
+  }
+  barrier();
+  if (warp() == 0) {
+    int n = 0;
+    for (int i = 0; i < pairs; i += 32) {
+      const int at = i + static_cast<int>(lane());
+      n += count_ones(ballot(at < pairs && load4(keys + 4 * at) != kNobody));
+    }
+    cut(block, n);
+  }
+  barrier();
+  block.n = static_cast<int>(load4(block.counts));
+  block.n_chunks = static_cast<int>(load4(block.counts + 1));
+  barrier();
+}
+
+// n pairs of one expert
+LK_DEVICE void cut_evenly(DownBlock& block, int n) {
+  block.n = n;
+  block.n_chunks = (n + kDownTokens - 1) / kDownTokens;
+  for (int i = static_cast<int>(thread()); i < block.n_chunks; i += 32 * kBatchWarps) {
+    store2(block.chunks + i, static_cast<uint32_t>(kDownTokens * i));
+  }
+  barrier();
+}
+
+// h of n pairs from `first` of the list on, in the 256 columns of a tile, to the panels of the warp
+LK_DEVICE void stage_hidden(const DownBlock& block, int first, int n, int tile, const PanelsB& to) {
+  const Quantized& h = block.args.h;
+  for (int i = static_cast<int>(lane()); i < 16 * n; i += 32) {
+    const uint32_t token = static_cast<uint32_t>(i) / 16, c = static_cast<uint32_t>(i) % 16;
+    const int8_t* from = h.q + block.pair(first + i / 16) * h.stride + int64_t{tile} * kTileCols + 16 * c;
+    copy16_async(to.codes + c / 8 * (kDownTokens * kHalfTile) + place_in_b(token, c % 8), from);
+  }
+  copy_commit();
+  if (static_cast<int>(lane()) < 2 * n) {
+    const uint32_t token = lane() / 2, part = lane() % 2;
+    const float* from = h.scale + block.pair(first + static_cast<int>(token)) * (h.stride / kGroup) + 8 * int64_t{tile};
+    const Words4 four = constant_load16(from + 4 * part);
+    float* scales = to.scales + 4 * part * kDownTokens + token;
+    store4(scales, four.x);
+    store4(scales + kDownTokens, four.y);
+    store4(scales + 2 * kDownTokens, four.z);
+    store4(scales + 3 * kDownTokens, four.w);
+  }
+}
+
+// out += weight * sums of the items that the warps have just stored, `first` the item of warp 0
+LK_DEVICE void add_items(const DownBlock& block, int first, int items, int tiles) {
+  const MoeArgs& args = block.args;
+  const int end = first + kBatchWarps < items ? first + kBatchWarps : items;
+  const int row = block.row * kTileRows + static_cast<int>(lane());
+#pragma unroll 1
+  for (int chunk = first / tiles; chunk * tiles < end; ++chunk) {
+    const int begin_item = chunk * tiles > first ? chunk * tiles : first;
+    const int end_item = (chunk + 1) * tiles < end ? (chunk + 1) * tiles : end;
+    const int begin = block.begin(chunk), n = block.end(chunk) - begin;
+    const int pair = static_cast<int>(lane()) < n ? static_cast<int>(block.pair(begin + static_cast<int>(lane()))) : 0;
+    const int token = pair / args.k;
+    uint32_t mine = ballot(static_cast<int>(lane()) < n && token % kBatchWarps == static_cast<int>(warp()));
+    for (; mine != 0; mine &= mine - 1) {
+      const uint32_t i = static_cast<uint32_t>(count_ones((mine & (0u - mine)) - 1));
+      const int pair_here = shuffle(pair, i);
+      const int token_here = shuffle(token, i);
+      float sum = 0.0f;
+      for (int item = begin_item; item < end_item; ++item) {
+        sum += load_float(block.sums(item - first) + static_cast<int>(i) * kSumStride + static_cast<int>(lane()));
+      }
+      const float weight = float_of_bits(constant_load4(args.weights + pair_here));
+      if (row < args.down.rows) {
+        float* out = args.out + int64_t{token_here} * args.down.rows + row;
+        store4(out, bits_of_float(fma_f32(weight, sum, load_float(out))));
+      }
+    }
+  }
+}
+
+// Everything that is in the list
+template <class Block>
+LK_DEVICE void down_products(const DownBlock& block, const Table<Block>& table) {
+  const MoeArgs& args = block.args;
+  const int tiles = tiles_of_row(args.down);
+  const int items = block.n_chunks * tiles;
+  uint8_t* panel = block.panel(static_cast<int>(warp()));
+  const PanelsB h = panels_at(panel + kPanelBytes, kDownTokens);
+  const auto tile_of_item = [&](int item) {
+    const int64_t expert = static_cast<int>(constant_load4(args.ids + block.pair(block.begin(item / tiles))));
+    return expert_tile<Block>(args.down, expert, block.row, item % tiles);
+  };
+  Lane<Block> next;
+  if (static_cast<int>(warp()) < items) next.load(tile_of_item(static_cast<int>(warp())), static_cast<int>(lane()));
+#pragma unroll 1
+  for (int first = 0; first < items; first += kBatchWarps) {
+    const int item = first + static_cast<int>(warp());
+    if (item < items) {
+      const int chunk = item / tiles;
+      const int n = block.end(chunk) - block.begin(chunk);
+      stage_hidden(block, block.begin(chunk), n, item % tiles, h);
+      const Lane<Block> weights = next;
+      if (item + kBatchWarps < items) next.load(tile_of_item(item + kBatchWarps), static_cast<int>(lane()));
+      float acc[2][kDownTokens / 8][4];
+      clear(acc);
+      copy_wait<0>();
+      warp_barrier();
+      multiply_tile(weights, table, panel, StagedHalves{h, (n + 7) / 8}, acc);
+      store_sums(acc, (n + 7) / 8, block.sums(static_cast<int>(warp())));
+    }
+    barrier();
+    add_items(block, first, items, tiles);
+    barrier();
+  }
+}
+
+// Zeros, or NaN where a token asks for what does not exist, to the block's rows of out
+LK_DEVICE void begin_out(const DownBlock& block, int64_t first, int64_t end) {
+  const MoeArgs& args = block.args;
+  const int row = block.row * kTileRows + static_cast<int>(lane());
+  for (int64_t token = first; token < end; ++token) {
+    if (token % kBatchWarps != warp()) continue;
+    bool bad = false;
+    for (int slot = static_cast<int>(lane()); slot < args.k; slot += 32) {
+      bad = bad || expert_of(args, token * args.k + slot) == kNoSuchExpert;
+    }
+    const uint32_t value = any(bad) ? 0x7fc00000u : 0u;
+    if (row < args.down.rows) store4(args.out + token * args.down.rows + row, value);
+  }
+}
+
+template <class Block>
+LK_DEVICE void moe_down_batch(const MoeArgs& args, uint8_t* shared) {
+  static_assert(kDownTokens * kSumStride * 4 <= kPanelBytes, "sums take the place of the panel of A");
+  static_assert(4 * kBatchList <= kBatchWarps * kDownWarpBytes, "keys take the place of the panels");
+  uint8_t* warps = shared + Table<Block>::kBytes;
+  int32_t* list = reinterpret_cast<int32_t*>(warps + kBatchWarps * kDownWarpBytes);
+  uint16_t* chunks = reinterpret_cast<uint16_t*>(list + kBatchList);
+  int32_t* counts = reinterpret_cast<int32_t*>(chunks + kBatchList);
+  DownBlock block = {args, warps, list, chunks, counts, static_cast<int>(block_x()), 0, 0};
+  const int64_t first = block_y() * down_tokens(args);
+  const int64_t end = first + down_tokens(args) < args.x.rows ? first + down_tokens(args) : args.x.rows;
+  const int64_t first_pair = first * args.k, end_pair = end * args.k;
+  Table<Block>::fill(shared, thread(), threads());
+  const Table<Block> table(shared, lane());
+  begin_out(block, first, end);
+  const bool few = end_pair - first_pair <= kBatchList;
+  if (few) sort_pairs(block, first_pair, static_cast<int>(end_pair - first_pair));
+  clear_shared(warps, kBatchWarps * kDownWarpBytes, thread(), threads());
+  barrier();
+  if (few) {
+    down_products(block, table);
+    return;
+  }
+#pragma unroll 1
+  for (int expert = 0; expert < args.down.experts; ++expert) {
+    int all = 0, skip = 0;
+    do {
+      all = collect(args, expert, first_pair, end_pair, skip, block.list, block.counts);
+      cut_evenly(block, all - skip < kBatchList ? all - skip : int{kBatchList});
+      down_products(block, table);
+      skip += kBatchList;
+    } while (skip < all);
+  }
+}
+
+#define LUTKERN_MOE_BATCH(name, Block)        \
+  LK_KERNEL(moe_up_batch_##name, MoeArgs) {   \
+    LK_DYNAMIC_SHARED(shared);                \
+    moe_up_batch<Block>(args, shared);        \
+  }                                           \
+  LK_KERNEL(moe_down_batch_##name, MoeArgs) { \
+    LK_DYNAMIC_SHARED(shared);                \
+    moe_down_batch<Block>(args, shared);      \
+  }
+LUTKERN_CUDA_TILE_FORMATS(LUTKERN_MOE_BATCH)
+#undef LUTKERN_MOE_BATCH
+
+LK_KERNEL(moe_up_batch_mixed, MoeArgs) {
+  LK_DYNAMIC_SHARED(shared);
+  moe_up_batch_mixed(args, shared);
+}
+
+}  // namespace cuda
+}  // namespace lutkern
