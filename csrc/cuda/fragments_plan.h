@@ -1,7 +1,7 @@
 // Sizes of what the kernels of fragments.cuh keep in shared memory, for the kernels and for their plans.
 #pragma once
-#include "../formats/formats.h"
 #include "arguments.h"
+#include "block_plan.h"
 
 namespace lutkern {
 namespace cuda {
@@ -13,12 +13,6 @@ enum : int {
   kPanelsBytesPerToken = kTileCols + kTileCols / kGroup * 4,
   kSumStride = kTileRows + 4  // floats from token to token: lanes that store together meet all banks
 };
-
-// Of a format's table in shared memory
-LK_FN int table_bytes(int format) {
-  const FormatId id = static_cast<FormatId>(format);
-  return id == FormatId::iq1_s || id == FormatId::iq1_m ? 16384 : 32768;
-}
 
 }  // namespace cuda
 }  // namespace lutkern
