@@ -1,0 +1,349 @@
+// Devices: their memory, what is copied there and back, streams, graphs, events, and the operations on numbers that lie
+// there.
+#include <pybind11/stl.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <optional>
+#include <string>
+#include <tuple>
+
+#include "bindings.h"
+
+namespace lutkern {
+namespace bindings {
+
+DeviceMemory::DeviceMemory(int32_t device, size_t nbytes, uintptr_t stream)
+    : device_(device), process_(getpid()), nbytes_(nbytes), stream_(stream) {
+  check(lutkern_device_alloc(device, nbytes, stream_of(stream), &data_));
+}
+
+// The memory goes back in the order of its stream, behind everything that was queued there. What other streams still do
+// with it is not known by then: where there was such work, the device is waited for.
+DeviceMemory::~DeviceMemory() {
+  if (getpid() != process_) return;  // a child of fork has no device
+  const auto release = [&] {
+    if (elsewhere_) lutkern_device_synchronize(device_, nullptr);
+    lutkern_device_free(device_, data_, stream_of(stream_));
+  };
+  // The last user may be another library, on a thread without the GIL.
+  if (elsewhere_ && Py_IsInitialized() && PyGILState_Check()) {
+    py::gil_scoped_release unlocked;
+    release();
+  } else {
+    release();
+  }
+}
+
+void DeviceMemory::use_on(uintptr_t stream) const {
+  if (!same_stream(stream, stream_)) elsewhere_ = true;
+}
+
+namespace {
+
+using Memory = std::shared_ptr<DeviceMemory>;
+// address, lutkern_dtype, rows, cols, row stride, device
+using Numbers = std::tuple<uintptr_t, int32_t, int64_t, int64_t, int64_t, int32_t>;
+
+constexpr int64_t kPieceBytes = int64_t{64} << 20;
+constexpr int64_t kRowsOfTiles = 32;
+
+lutkern_matrix matrix_of(const Numbers& x) {
+  return lutkern_matrix{reinterpret_cast<const void*>(std::get<0>(x)),
+                        std::get<1>(x),
+                        std::get<2>(x),
+                        std::get<3>(x),
+                        std::get<4>(x),
+                        std::get<5>(x)};
+}
+
+float* floats_at(uintptr_t address) { return reinterpret_cast<float*>(address); }
+
+// ---- the operations ----
+
+using Product = lutkern_status (*)(const lutkern_tensor*, const lutkern_matrix*, float*, const lutkern_options*);
+
+template <Product kProduct>
+void multiply(const Tensor& t, const Numbers& x, uintptr_t out, bool exact, uintptr_t stream) {
+  const lutkern_matrix m = matrix_of(x);
+  const lutkern_options options = options_of(exact, 0, stream);
+  const lutkern_tensor& weight = t.use_on(stream);
+  run([&] { return kProduct(&weight, &m, floats_at(out), &options); });
+}
+
+void dequantize(const Tensor& t, int32_t dtype, uintptr_t out, uintptr_t stream) {
+  const lutkern_options options = options_of(false, 0, stream);
+  const lutkern_tensor& weight = t.use_on(stream);
+  run([&] {
+    return lutkern_dequantize_to(&weight, static_cast<lutkern_dtype>(dtype), reinterpret_cast<void*>(out), &options);
+  });
+}
+
+void moe(const Numbers& x, uintptr_t ids, uintptr_t weights, int64_t k, const Tensor* gate, const Tensor& up,
+         const Tensor& down, int32_t activation, bool exact, bool partial, uintptr_t out, uintptr_t stream) {
+  lutkern_moe_args args{};
+  args.gate = gate ? &gate->use_on(stream) : nullptr;
+  args.up = &up.use_on(stream);
+  args.down = &down.use_on(stream);
+  args.x = matrix_of(x);
+  args.expert_ids = reinterpret_cast<const int32_t*>(ids);
+  args.expert_weights = floats_at(weights);
+  args.k = k;
+  args.activation = activation;
+  args.out = floats_at(out);
+  args.partial = partial ? 1 : 0;
+  const lutkern_options options = options_of(exact, 0, stream);
+  run([&] { return lutkern_moe(&args, &options); });
+}
+
+// ---- weights go there and back ----
+
+// Some experts, or some rows of one expert: no more at a time, so that a weight does not lie on the device twice.
+template <class Visit>
+lutkern_status for_each_piece(const lutkern_tensor& t, const Visit& visit) {
+  const int64_t row_bytes = lutkern_row_bytes(t.ggml_type, t.cols);
+  const int64_t fitting = kPieceBytes / row_bytes;
+  const int64_t experts = std::max<int64_t>(1, fitting / t.rows);
+  const int64_t rows = fitting >= t.rows ? t.rows : std::max(kRowsOfTiles, fitting / kRowsOfTiles * kRowsOfTiles);
+  for (int64_t e = 0; e < t.experts; e += experts) {
+    for (int64_t r = 0; r < t.rows; r += rows) {
+      if (const lutkern_status status = visit(e, std::min(experts, t.experts - e), r, std::min(rows, t.rows - r))) {
+        return status;
+      }
+    }
+  }
+  return LUTKERN_OK;
+}
+
+// The part of a weight of a device
+lutkern_tensor piece_of(const lutkern_tensor& t, int64_t expert, int64_t experts, int64_t row, int64_t rows) {
+  const auto bytes = [&](int64_t n, int64_t n_rows) {
+    return lutkern_device_tensor_bytes(t.device, t.ggml_type, static_cast<lutkern_layout>(t.layout), n, n_rows, t.cols);
+  };
+  lutkern_tensor out = t;
+  out.experts = experts;
+  out.rows = rows;
+  out.data = static_cast<const uint8_t*>(t.data) + expert * bytes(1, t.rows) + (row ? bytes(1, row) : 0);
+  out.nbytes = static_cast<size_t>(bytes(experts, rows));
+  return out;
+}
+
+size_t bytes_of_pieces(const lutkern_tensor& t) {
+  const int64_t row_bytes = lutkern_row_bytes(t.ggml_type, t.cols);
+  return static_cast<size_t>(std::min(std::max(kPieceBytes, kRowsOfTiles * row_bytes), t.experts * t.rows * row_bytes));
+}
+
+// Moves blocks between the CPU and a weight of a device, through blocks of the device where it has tiles.
+void transfer(const lutkern_tensor& there, uint8_t* blocks, bool upload, uintptr_t stream) {
+  const int64_t row_bytes = lutkern_row_bytes(there.ggml_type, there.cols);
+  lutkern_options options = options_of(false, 0, stream);
+  const bool tiles = there.layout == LUTKERN_TILES;
+  const Memory staging = tiles ? std::make_shared<DeviceMemory>(there.device, bytes_of_pieces(there), stream) : nullptr;
+  run([&] {
+    return for_each_piece(there, [&](int64_t expert, int64_t experts, int64_t row, int64_t rows) -> lutkern_status {
+      const lutkern_tensor piece = piece_of(there, expert, experts, row, rows);
+      lutkern_tensor raw = piece;
+      raw.layout = LUTKERN_BLOCKS;
+      raw.nbytes = static_cast<size_t>(experts * rows * row_bytes);
+      if (tiles) raw.data = staging->data();
+      void* data = const_cast<void*>(raw.data);
+      uint8_t* here = blocks + (expert * there.rows + row) * row_bytes;
+      lutkern_status status = LUTKERN_OK;
+      if (upload) {
+        status = lutkern_device_copy(data, there.device, here, LUTKERN_CPU, raw.nbytes, options.stream);
+        if (status || !tiles) return status;
+        return lutkern_repack(&raw, LUTKERN_TILES, const_cast<void*>(piece.data), piece.nbytes, &options);
+      }
+      if (tiles) status = lutkern_repack(&piece, LUTKERN_BLOCKS, data, raw.nbytes, &options);
+      if (status) return status;
+      return lutkern_device_copy(here, LUTKERN_CPU, data, there.device, raw.nbytes, options.stream);
+    });
+  });
+}
+
+// A weight of blocks on the CPU -> the same on the device, in the layout
+Tensor upload(const Tensor& blocks, int32_t device, int32_t layout, uintptr_t stream) {
+  const lutkern_tensor& here = blocks.view();
+  const int64_t nbytes = lutkern_device_tensor_bytes(device, here.ggml_type, static_cast<lutkern_layout>(layout),
+                                                     here.experts, here.rows, here.cols);
+  auto memory = std::make_shared<DeviceMemory>(device, static_cast<size_t>(nbytes), stream);
+  Tensor out(here.ggml_type, layout, here.experts, here.rows, here.cols, memory);
+  transfer(out.view(), static_cast<uint8_t*>(const_cast<void*>(here.data)), true, stream);
+  check(lutkern_device_synchronize(device, stream_of(stream)));  // from now on every stream may read it
+  return out;
+}
+
+void download(const Tensor& t, py::array_t<uint8_t, py::array::c_style>& out, uintptr_t stream) {
+  transfer(t.use_on(stream), out.mutable_data(), false, stream);
+}
+
+// The same weight on the same device in another layout, or on another device in the same one
+Tensor relocate(const Tensor& t, int32_t device, int32_t layout, uintptr_t stream) {
+  const lutkern_tensor& from = t.use_on(stream);
+  const int64_t nbytes = lutkern_device_tensor_bytes(device, from.ggml_type, static_cast<lutkern_layout>(layout),
+                                                     from.experts, from.rows, from.cols);
+  auto memory = std::make_shared<DeviceMemory>(device, static_cast<size_t>(nbytes), stream);
+  const lutkern_options options = options_of(false, 0, stream);
+  run([&]() -> lutkern_status {
+    lutkern_status status = LUTKERN_OK;
+    if (device == from.device) {
+      status = lutkern_repack(&from, static_cast<lutkern_layout>(layout), memory->data(), memory->nbytes(), &options);
+    } else {
+      status = lutkern_device_copy(memory->data(), device, from.data, from.device, from.nbytes, stream_of(stream));
+    }
+    return status ? status : lutkern_device_synchronize(from.device, stream_of(stream));
+  });
+  return Tensor(from.ggml_type, layout, from.experts, from.rows, from.cols, memory);
+}
+
+// ---- copies ----
+
+void copy_in(uintptr_t to, int32_t device, const py::buffer& from, uintptr_t stream) {
+  const py::buffer_info info = from.request();
+  run([&] {
+    return lutkern_device_copy(reinterpret_cast<void*>(to), device, info.ptr, LUTKERN_CPU,
+                               static_cast<size_t>(info.size * info.itemsize), stream_of(stream));
+  });
+}
+
+void copy_out(const py::buffer& to, uintptr_t from, int32_t device, uintptr_t stream) {
+  const py::buffer_info info = to.request(true);
+  run([&] {
+    return lutkern_device_copy(info.ptr, LUTKERN_CPU, reinterpret_cast<const void*>(from), device,
+                               static_cast<size_t>(info.size * info.itemsize), stream_of(stream));
+  });
+}
+
+void copy_there(uintptr_t to, int32_t to_device, uintptr_t from, int32_t from_device, size_t nbytes, uintptr_t stream) {
+  run([&] {
+    return lutkern_device_copy(reinterpret_cast<void*>(to), to_device, reinterpret_cast<const void*>(from), from_device,
+                               nbytes, stream_of(stream));
+  });
+}
+
+// ---- streams, events, graphs ----
+
+// Something of the driver that goes with its Python object. A child of fork leaves those of its parent alone.
+template <lutkern_status (*kDestroy)(int32_t, void*)>
+class Handle {
+ public:
+  Handle(int32_t device, void* handle) : device_(device), process_(getpid()), handle_(handle) {}
+  Handle(const Handle&) = delete;
+  Handle& operator=(const Handle&) = delete;
+  ~Handle() {
+    if (handle_ && getpid() == process_) kDestroy(device_, handle_);
+  }
+  int32_t device() const { return device_; }
+  void* get() const { return handle_; }
+  uintptr_t address() const { return reinterpret_cast<uintptr_t>(handle_); }
+
+ private:
+  int32_t device_;
+  int process_;
+  void* handle_;
+};
+
+using Stream = Handle<lutkern_stream_destroy>;
+using Event = Handle<lutkern_event_destroy>;
+using Graph = Handle<lutkern_graph_destroy>;
+
+template <class Kind, lutkern_status (*kCreate)(int32_t, void**)>
+std::unique_ptr<Kind> create(int32_t device) {
+  void* handle = nullptr;
+  check(kCreate(device, &handle));
+  return std::make_unique<Kind>(device, handle);
+}
+
+std::unique_ptr<Graph> graph_end(int32_t device, uintptr_t stream) {
+  void* handle = nullptr;
+  check(lutkern_graph_end(device, stream_of(stream), &handle));
+  return std::make_unique<Graph>(device, handle);
+}
+
+float elapsed(const Event& begin, const Event& end) {
+  float milliseconds = 0.0f;
+  run([&] { return lutkern_event_elapsed(begin.device(), begin.get(), end.get(), &milliseconds); });
+  return milliseconds;
+}
+
+// What is queued on `waiting` from now on waits for what is queued on `awaited`.
+void wait(int32_t device, uintptr_t waiting, uintptr_t awaited) {
+  const std::unique_ptr<Event> event = create<Event, lutkern_event_create>(device);
+  check(lutkern_event_record(device, event->get(), stream_of(awaited)));
+  check(lutkern_event_wait(device, event->get(), stream_of(waiting)));
+}
+
+// ---- what is there ----
+
+std::optional<std::string> absent(int32_t kind) {
+  const char* text = lutkern_device_absent(static_cast<lutkern_device_kind>(kind));
+  return text ? std::optional<std::string>(text) : std::nullopt;
+}
+
+py::tuple device_info(int32_t device) {
+  lutkern_device_info info{};
+  check(lutkern_get_device_info(device, &info));
+  return py::make_tuple(info.name, info.memory_bytes, info.free_bytes, info.cache_bytes, info.processors,
+                        info.capability);
+}
+
+std::optional<std::string> device_kernel(int32_t device, int32_t ggml_type, int operation, int layout, int64_t tokens) {
+  const char* name = lutkern_device_kernel(device, ggml_type, static_cast<lutkern_operation>(operation),
+                                           static_cast<lutkern_layout>(layout), tokens);
+  return name ? std::optional<std::string>(name) : std::nullopt;
+}
+
+template <class Kind>
+py::class_<Kind> add_handle(py::module_& m, const char* name) {
+  return py::class_<Kind>(m, name)
+      .def_property_readonly("device", &Kind::device)
+      .def_property_readonly("address", &Kind::address);
+}
+
+}  // namespace
+
+void add_devices(py::module_& m) {
+  py::class_<DeviceMemory, Memory>(m, "DeviceMemory")
+      .def(py::init<int32_t, size_t, uintptr_t>())
+      .def("use_on", &DeviceMemory::use_on)
+      .def_property_readonly("address", &DeviceMemory::address)
+      .def_property_readonly("nbytes", &DeviceMemory::nbytes)
+      .def_property_readonly("device", &DeviceMemory::device)
+      .def_property_readonly("stream", &DeviceMemory::stream);
+  m.def("device_matvec", &multiply<lutkern_matvec>);
+  m.def("device_matmul", &multiply<lutkern_matmul>);
+  m.def("device_dequantize", &dequantize);
+  m.def("device_moe", &moe, py::arg(), py::arg(), py::arg(), py::arg(), py::arg().none(true), py::arg(), py::arg(),
+        py::arg(), py::arg(), py::arg(), py::arg(), py::arg());
+  m.def("upload", &upload);
+  m.def("download", &download, py::arg(), py::arg().noconvert(), py::arg());
+  m.def("relocate", &relocate);
+  m.def("copy_in", &copy_in);
+  m.def("copy_out", &copy_out);
+  m.def("copy_there", &copy_there);
+  add_handle<Stream>(m, "Stream").def(py::init(&create<Stream, lutkern_stream_create>));
+  add_handle<Event>(m, "Event")
+      .def(py::init(&create<Event, lutkern_event_create>))
+      .def("record", [](const Event& e, uintptr_t stream) {
+        check(lutkern_event_record(e.device(), e.get(), stream_of(stream)));
+      });
+  add_handle<Graph>(m, "Graph").def("launch", [](const Graph& g, uintptr_t stream) {
+    run([&] { return lutkern_graph_launch(g.device(), g.get(), stream_of(stream)); });
+  });
+  m.def("elapsed", &elapsed);
+  m.def("wait", &wait);
+  m.def("graph_begin", [](int32_t device, uintptr_t stream) { check(lutkern_graph_begin(device, stream_of(stream))); });
+  m.def("graph_end", &graph_end);
+  m.def("synchronize", [](int32_t device, uintptr_t stream) {
+    run([&] { return lutkern_device_synchronize(device, stream_of(stream)); });
+  });
+  m.def("device_count", [](int32_t kind) { return lutkern_device_count(static_cast<lutkern_device_kind>(kind)); });
+  m.def("device_absent", &absent);
+  m.def("device_info", &device_info);
+  m.def("device_kernel", &device_kernel);
+  m.def("device_has_tiles",
+        [](int32_t device, int32_t ggml_type) { return lutkern_device_has_tiles(device, ggml_type) != 0; });
+}
+
+}  // namespace bindings
+}  // namespace lutkern
