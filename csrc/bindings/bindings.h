@@ -71,6 +71,7 @@ class DeviceMemory {
   size_t nbytes_;
   uintptr_t stream_;
   void* data_ = nullptr;
+  std::shared_ptr<void> alive_;  // the stream, if it is one of ours
   mutable bool elsewhere_ = false;
 };
 

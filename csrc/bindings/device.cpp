@@ -3,18 +3,72 @@
 #include <pybind11/stl.h>
 #include <unistd.h>
 
-#include <algorithm>
+#include <mutex>
 #include <optional>
 #include <string>
 #include <tuple>
+#include <unordered_map>
 
 #include "bindings.h"
 
 namespace lutkern {
 namespace bindings {
 
+namespace {
+
+// Something of the driver that goes with its Python object. A child of fork leaves those of its parent alone.
+template <lutkern_status (*kDestroy)(int32_t, void*)>
+class Handle {
+ public:
+  Handle(int32_t device, void* handle) : device_(device), process_(getpid()), handle_(handle) {}
+  Handle(const Handle&) = delete;
+  Handle& operator=(const Handle&) = delete;
+  ~Handle() {
+    if (handle_ && getpid() == process_) kDestroy(device_, handle_);
+  }
+  int32_t device() const { return device_; }
+  void* get() const { return handle_; }
+  uintptr_t address() const { return reinterpret_cast<uintptr_t>(handle_); }
+
+ private:
+  int32_t device_;
+  int process_;
+  void* handle_;
+};
+
+using Stream = Handle<lutkern_stream_destroy>;
+
+// Our streams by handle: memory keeps alive the stream in whose order it goes back. Never destroyed, as memory may be freed
+// while the process ends.
+struct Streams {
+  std::mutex mutex;
+  std::unordered_map<uintptr_t, std::weak_ptr<Stream>> by_handle;
+};
+
+Streams& streams() {
+  static Streams* all = new Streams;
+  return *all;
+}
+
+std::shared_ptr<Stream> create_stream(int32_t device) {
+  void* handle = nullptr;
+  check(lutkern_stream_create(device, &handle));
+  auto stream = std::make_shared<Stream>(device, handle);
+  const std::lock_guard<std::mutex> locked(streams().mutex);
+  streams().by_handle[stream->address()] = stream;
+  return stream;
+}
+
+std::shared_ptr<void> stream_alive(uintptr_t handle) {
+  const std::lock_guard<std::mutex> locked(streams().mutex);
+  const auto found = streams().by_handle.find(handle);
+  return found == streams().by_handle.end() ? nullptr : found->second.lock();
+}
+
+}  // namespace
+
 DeviceMemory::DeviceMemory(int32_t device, size_t nbytes, uintptr_t stream)
-    : device_(device), process_(getpid()), nbytes_(nbytes), stream_(stream) {
+    : device_(device), process_(getpid()), nbytes_(nbytes), stream_(stream), alive_(stream_alive(stream)) {
   check(lutkern_device_alloc(device, nbytes, stream_of(stream), &data_));
 }
 
@@ -44,9 +98,6 @@ namespace {
 using Memory = std::shared_ptr<DeviceMemory>;
 // address, lutkern_dtype, rows, cols, row stride, device
 using Numbers = std::tuple<uintptr_t, int32_t, int64_t, int64_t, int64_t, int32_t>;
-
-constexpr int64_t kPieceBytes = int64_t{64} << 20;
-constexpr int64_t kRowsOfTiles = 32;
 
 lutkern_matrix matrix_of(const Numbers& x) {
   return lutkern_matrix{reinterpret_cast<const void*>(std::get<0>(x)),
@@ -98,102 +149,29 @@ void moe(const Numbers& x, uintptr_t ids, uintptr_t weights, int64_t k, const Te
 
 // ---- weights go there and back ----
 
-// Some experts, or some rows of one expert: no more at a time, so that a weight does not lie on the device twice.
-template <class Visit>
-lutkern_status for_each_piece(const lutkern_tensor& t, const Visit& visit) {
-  const int64_t row_bytes = lutkern_row_bytes(t.ggml_type, t.cols);
-  const int64_t fitting = kPieceBytes / row_bytes;
-  const int64_t experts = std::max<int64_t>(1, fitting / t.rows);
-  const int64_t rows = fitting >= t.rows ? t.rows : std::max(kRowsOfTiles, fitting / kRowsOfTiles * kRowsOfTiles);
-  for (int64_t e = 0; e < t.experts; e += experts) {
-    for (int64_t r = 0; r < t.rows; r += rows) {
-      if (const lutkern_status status = visit(e, std::min(experts, t.experts - e), r, std::min(rows, t.rows - r))) {
-        return status;
-      }
-    }
-  }
-  return LUTKERN_OK;
-}
-
-// The part of a weight of a device
-lutkern_tensor piece_of(const lutkern_tensor& t, int64_t expert, int64_t experts, int64_t row, int64_t rows) {
-  const auto bytes = [&](int64_t n, int64_t n_rows) {
-    return lutkern_device_tensor_bytes(t.device, t.ggml_type, static_cast<lutkern_layout>(t.layout), n, n_rows, t.cols);
-  };
-  lutkern_tensor out = t;
-  out.experts = experts;
-  out.rows = rows;
-  out.data = static_cast<const uint8_t*>(t.data) + expert * bytes(1, t.rows) + (row ? bytes(1, row) : 0);
-  out.nbytes = static_cast<size_t>(bytes(experts, rows));
-  return out;
-}
-
-size_t bytes_of_pieces(const lutkern_tensor& t) {
-  const int64_t row_bytes = lutkern_row_bytes(t.ggml_type, t.cols);
-  return static_cast<size_t>(std::min(std::max(kPieceBytes, kRowsOfTiles * row_bytes), t.experts * t.rows * row_bytes));
-}
-
-// Moves blocks between the CPU and a weight of a device, through blocks of the device where it has tiles.
-void transfer(const lutkern_tensor& there, uint8_t* blocks, bool upload, uintptr_t stream) {
-  const int64_t row_bytes = lutkern_row_bytes(there.ggml_type, there.cols);
-  lutkern_options options = options_of(false, 0, stream);
-  const bool tiles = there.layout == LUTKERN_TILES;
-  const Memory staging = tiles ? std::make_shared<DeviceMemory>(there.device, bytes_of_pieces(there), stream) : nullptr;
-  run([&] {
-    return for_each_piece(there, [&](int64_t expert, int64_t experts, int64_t row, int64_t rows) -> lutkern_status {
-      const lutkern_tensor piece = piece_of(there, expert, experts, row, rows);
-      lutkern_tensor raw = piece;
-      raw.layout = LUTKERN_BLOCKS;
-      raw.nbytes = static_cast<size_t>(experts * rows * row_bytes);
-      if (tiles) raw.data = staging->data();
-      void* data = const_cast<void*>(raw.data);
-      uint8_t* here = blocks + (expert * there.rows + row) * row_bytes;
-      lutkern_status status = LUTKERN_OK;
-      if (upload) {
-        status = lutkern_device_copy(data, there.device, here, LUTKERN_CPU, raw.nbytes, options.stream);
-        if (status || !tiles) return status;
-        return lutkern_repack(&raw, LUTKERN_TILES, const_cast<void*>(piece.data), piece.nbytes, &options);
-      }
-      if (tiles) status = lutkern_repack(&piece, LUTKERN_BLOCKS, data, raw.nbytes, &options);
-      if (status) return status;
-      return lutkern_device_copy(here, LUTKERN_CPU, data, there.device, raw.nbytes, options.stream);
-    });
-  });
-}
-
-// A weight of blocks on the CPU -> the same on the device, in the layout
-Tensor upload(const Tensor& blocks, int32_t device, int32_t layout, uintptr_t stream) {
-  const lutkern_tensor& here = blocks.view();
-  const int64_t nbytes = lutkern_device_tensor_bytes(device, here.ggml_type, static_cast<lutkern_layout>(layout),
-                                                     here.experts, here.rows, here.cols);
-  auto memory = std::make_shared<DeviceMemory>(device, static_cast<size_t>(nbytes), stream);
-  Tensor out(here.ggml_type, layout, here.experts, here.rows, here.cols, memory);
-  transfer(out.view(), static_cast<uint8_t*>(const_cast<void*>(here.data)), true, stream);
-  check(lutkern_device_synchronize(device, stream_of(stream)));  // from now on every stream may read it
-  return out;
-}
-
-void download(const Tensor& t, py::array_t<uint8_t, py::array::c_style>& out, uintptr_t stream) {
-  transfer(t.use_on(stream), out.mutable_data(), false, stream);
-}
-
-// The same weight on the same device in another layout, or on another device in the same one
-Tensor relocate(const Tensor& t, int32_t device, int32_t layout, uintptr_t stream) {
+// The weight in a layout of a device
+Tensor repack_to(const Tensor& t, int32_t device, int32_t layout, uintptr_t stream) {
   const lutkern_tensor& from = t.use_on(stream);
-  const int64_t nbytes = lutkern_device_tensor_bytes(device, from.ggml_type, static_cast<lutkern_layout>(layout),
-                                                     from.experts, from.rows, from.cols);
+  const auto wanted = static_cast<lutkern_layout>(layout);
+  const int64_t nbytes =
+      lutkern_device_tensor_bytes(device, from.ggml_type, wanted, from.experts, from.rows, from.cols);
   auto memory = std::make_shared<DeviceMemory>(device, static_cast<size_t>(nbytes), stream);
   const lutkern_options options = options_of(false, 0, stream);
-  run([&]() -> lutkern_status {
-    lutkern_status status = LUTKERN_OK;
-    if (device == from.device) {
-      status = lutkern_repack(&from, static_cast<lutkern_layout>(layout), memory->data(), memory->nbytes(), &options);
-    } else {
-      status = lutkern_device_copy(memory->data(), device, from.data, from.device, from.nbytes, stream_of(stream));
-    }
-    return status ? status : lutkern_device_synchronize(from.device, stream_of(stream));
+  run([&] {
+    const lutkern_status status = lutkern_repack_to(&from, wanted, device, memory->data(), memory->nbytes(), &options);
+    // From now on any stream may read it.
+    return status ? status : lutkern_device_synchronize(device, stream_of(stream));
   });
   return Tensor(from.ggml_type, layout, from.experts, from.rows, from.cols, memory);
+}
+
+// The GGUF bytes of a weight of a device
+void download(const Tensor& t, py::array_t<uint8_t, py::array::c_style>& out, uintptr_t stream) {
+  const lutkern_tensor& from = t.use_on(stream);
+  uint8_t* bytes = out.mutable_data();
+  const size_t nbytes = static_cast<size_t>(out.nbytes());
+  const lutkern_options options = options_of(false, 0, stream);
+  run([&] { return lutkern_repack_to(&from, LUTKERN_BLOCKS, LUTKERN_CPU, bytes, nbytes, &options); });
 }
 
 // ---- copies ----
@@ -223,27 +201,6 @@ void copy_there(uintptr_t to, int32_t to_device, uintptr_t from, int32_t from_de
 
 // ---- streams, events, graphs ----
 
-// Something of the driver that goes with its Python object. A child of fork leaves those of its parent alone.
-template <lutkern_status (*kDestroy)(int32_t, void*)>
-class Handle {
- public:
-  Handle(int32_t device, void* handle) : device_(device), process_(getpid()), handle_(handle) {}
-  Handle(const Handle&) = delete;
-  Handle& operator=(const Handle&) = delete;
-  ~Handle() {
-    if (handle_ && getpid() == process_) kDestroy(device_, handle_);
-  }
-  int32_t device() const { return device_; }
-  void* get() const { return handle_; }
-  uintptr_t address() const { return reinterpret_cast<uintptr_t>(handle_); }
-
- private:
-  int32_t device_;
-  int process_;
-  void* handle_;
-};
-
-using Stream = Handle<lutkern_stream_destroy>;
 using Event = Handle<lutkern_event_destroy>;
 using Graph = Handle<lutkern_graph_destroy>;
 
@@ -293,9 +250,9 @@ std::optional<std::string> device_kernel(int32_t device, int32_t ggml_type, int 
   return name ? std::optional<std::string>(name) : std::nullopt;
 }
 
-template <class Kind>
-py::class_<Kind> add_handle(py::module_& m, const char* name) {
-  return py::class_<Kind>(m, name)
+template <class Kind, class Holder = std::unique_ptr<Kind>>
+py::class_<Kind, Holder> add_handle(py::module_& m, const char* name) {
+  return py::class_<Kind, Holder>(m, name)
       .def_property_readonly("device", &Kind::device)
       .def_property_readonly("address", &Kind::address);
 }
@@ -315,13 +272,12 @@ void add_devices(py::module_& m) {
   m.def("device_dequantize", &dequantize);
   m.def("device_moe", &moe, py::arg(), py::arg(), py::arg(), py::arg(), py::arg().none(true), py::arg(), py::arg(),
         py::arg(), py::arg(), py::arg(), py::arg(), py::arg());
-  m.def("upload", &upload);
   m.def("download", &download, py::arg(), py::arg().noconvert(), py::arg());
-  m.def("relocate", &relocate);
+  m.def("repack_to", &repack_to);
   m.def("copy_in", &copy_in);
   m.def("copy_out", &copy_out);
   m.def("copy_there", &copy_there);
-  add_handle<Stream>(m, "Stream").def(py::init(&create<Stream, lutkern_stream_create>));
+  add_handle<Stream, std::shared_ptr<Stream>>(m, "Stream").def(py::init(&create_stream));
   add_handle<Event>(m, "Event")
       .def(py::init(&create<Event, lutkern_event_create>))
       .def("record", [](const Event& e, uintptr_t stream) {
@@ -336,6 +292,11 @@ void add_devices(py::module_& m) {
   m.def("graph_end", &graph_end);
   m.def("synchronize", [](int32_t device, uintptr_t stream) {
     run([&] { return lutkern_device_synchronize(device, stream_of(stream)); });
+  });
+  m.def("capturing", [](int32_t device, uintptr_t stream) {
+    int32_t kept = 0;
+    check(lutkern_stream_capturing(device, stream_of(stream), &kept));
+    return kept != 0;
   });
   m.def("device_count", [](int32_t kind) { return lutkern_device_count(static_cast<lutkern_device_kind>(kind)); });
   m.def("device_absent", &absent);

@@ -19,11 +19,12 @@ Tensor::Tensor(int32_t ggml_type, int32_t layout, int64_t experts, int64_t rows,
                             static_cast<size_t>(buffer_->size * buffer_->itemsize)));
 }
 
-// Every operation checks the size again.
 Tensor::Tensor(int32_t ggml_type, int32_t layout, int64_t experts, int64_t rows, int64_t cols,
                std::shared_ptr<DeviceMemory> memory)
-    : memory_(std::move(memory)), view_{ggml_type, layout,          experts,           rows,
-                                        cols,      memory_->data(), memory_->nbytes(), memory_->device()} {}
+    : memory_(std::move(memory)) {
+  check(lutkern_device_tensor_init(&view_, memory_->device(), ggml_type, static_cast<lutkern_layout>(layout), experts,
+                                   rows, cols, memory_->data(), memory_->nbytes()));
+}
 
 Tensor Tensor::expert(int64_t e) const {
   Tensor out(*this);
@@ -46,9 +47,10 @@ lutkern_matrix matrix_of(const py::buffer_info& info, int32_t dtype) {
 
 float* writable(Floats& out) { return out.mutable_data(); }
 
-void dequantize(const Tensor& t, Floats& out) {
-  float* data = writable(out);
-  run([&] { return lutkern_dequantize(&t.view(), data, nullptr); });
+// out: numbers of the dtype, checked by the caller
+void dequantize(const Tensor& t, int32_t dtype, const py::buffer& out) {
+  const py::buffer_info info = out.request(true);
+  run([&] { return lutkern_dequantize_to(&t.view(), static_cast<lutkern_dtype>(dtype), info.ptr, nullptr); });
 }
 
 using Product = lutkern_status (*)(const lutkern_tensor*, const lutkern_matrix*, float*, const lutkern_options*);
@@ -152,7 +154,7 @@ PYBIND11_MODULE(_core, m) {
       .def_property_readonly("nbytes", [](const Tensor& t) { return t.view().nbytes; })
       .def_property_readonly("device", [](const Tensor& t) { return t.view().device; })
       .def_property_readonly("address", [](const Tensor& t) { return reinterpret_cast<uintptr_t>(t.view().data); });
-  m.def("dequantize", &dequantize, py::arg(), py::arg().noconvert());
+  m.def("dequantize", &dequantize);
   m.def("matvec", &multiply<lutkern_matvec>, py::arg(), py::arg(), py::arg(), py::arg().noconvert(), py::arg(),
         py::arg());
   m.def("matmul", &multiply<lutkern_matmul>, py::arg(), py::arg(), py::arg(), py::arg().noconvert(), py::arg(),

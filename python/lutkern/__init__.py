@@ -12,9 +12,11 @@ from . import reference
 from ._core import tile_version as TILE_VERSION
 from ._core import version as __version__
 from .compare import Comparison, compare_files
+from .device_array import DeviceArray, to_device
 from .files import pack_file
 from .formats import Format, formats
 from .gguf import open_gguf, write_gguf
+from .hybrid import split_experts
 from .importance import Importance
 from .moe import moe
 from .ops import dequantize, matmul, matvec, pack
@@ -31,16 +33,22 @@ from .runtime import (
     supports,
     use_isa,
 )
+from .streams import Event, Graph, Stream, capture, synchronize
 from .tensor import PackedTensor
 
 __all__ = [
     "TILE_VERSION",
     "Comparison",
     "Device",
+    "DeviceArray",
+    "Event",
     "Format",
+    "Graph",
     "Importance",
     "PackedTensor",
+    "Stream",
     "__version__",
+    "capture",
     "compare_files",
     "dequantize",
     "devices",
@@ -59,7 +67,10 @@ __all__ = [
     "pack_file",
     "reference",
     "set_num_threads",
+    "split_experts",
     "supports",
+    "synchronize",
+    "to_device",
     "use_isa",
     "write_gguf",
 ]

@@ -6,6 +6,7 @@ They are read in place if the numbers of a row lie side by side; any other arran
 
 from __future__ import annotations
 
+import importlib.util
 import operator
 from typing import Any, NamedTuple
 
@@ -107,24 +108,37 @@ def _rows_in_place(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
     return np.ascontiguousarray(array)
 
 
-def output(operation: str, out: Any, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
+FLOATS = {"float32": np.float32, "float16": np.float16, "bfloat16": np.uint16}  # name: the NumPy type of the bits
+
+
+def bfloat16_view(bits: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Return bits, uint16, as the bfloat16 of ml_dtypes; as they are where it is not installed."""
+    if importlib.util.find_spec("ml_dtypes") is None:
+        return bits
+    import ml_dtypes
+
+    return bits.view(ml_dtypes.bfloat16)
+
+
+def output(operation: str, out: Any, shape: tuple[int, ...], dtype: str = "float32") -> npt.NDArray[Any]:
     """Return `out`, or a new array if it is None.
 
     Raises
     ------
     TypeError
-        If `out` is not a float32 NumPy array.
+        If `out` is not a NumPy array of the element type; bfloat16 may come as its bits, uint16.
     ValueError
         If it has another shape, is not C-contiguous, or is read-only.
     """
     if out is None:
-        return np.empty(shape, np.float32)
-    if not isinstance(out, np.ndarray) or out.dtype != np.float32:
+        made = np.empty(shape, FLOATS[dtype])
+        return bfloat16_view(made) if dtype == "bfloat16" else made
+    if not isinstance(out, np.ndarray) or out.dtype.name not in (dtype, np.dtype(FLOATS[dtype]).name):
         kind = out.dtype if isinstance(out, np.ndarray) else type(out).__name__
-        raise TypeError(f"{operation}: out is {kind}, expected a float32 NumPy array")
+        raise TypeError(f"{operation}: out is {kind}, expected a {dtype} NumPy array")
     if out.shape != shape:
         raise ValueError(f"{operation}: out has shape {out.shape}, expected {shape}")
-    if not out.flags.c_contiguous or not out.flags.writeable or not out.flags.aligned:
+    if not out.flags.c_contiguous or not out.flags.writeable or not out.flags.aligned or not out.dtype.isnative:
         raise ValueError(f"{operation}: out is read-only or not C-contiguous, expected a writable C-contiguous array")
     return out
 

@@ -123,7 +123,8 @@ class GgufFile(Mapping[str, PackedTensor]):
             return blocks.view("<f4").reshape(info.shape)
         cols = info.shape[-1]
         packed = PackedTensor.from_blocks(blocks, fmt, (info.n_weights // cols, cols))
-        return dequantize(packed).reshape(info.shape)
+        weights: npt.NDArray[np.float32] = dequantize(packed)
+        return weights.reshape(info.shape)
 
     def close(self) -> None:
         """Release the file. Tensors and arrays taken out of it keep what they need of the mapping."""

@@ -8,10 +8,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from . import _core
-from .arrays import as_array, expect_dimensions, float_input, output
+from . import _core, device_ops
+from .arrays import FLOATS, as_array, expect_dimensions, float_input, output
+from .device_array import dtype_number
 from .formats import Format, find_format
+from .places import CPU, place_of
 from .runtime import thread_count
+from .streams import chosen_queue
 from .tensor import LAYOUTS, PackedTensor
 
 _EFFORTS = {"fast": 1, "default": 0, "best": 2}  # lutkern_effort
@@ -22,30 +25,63 @@ def _expect_tensor(operation: str, t: Any) -> None:
         raise TypeError(f"{operation}: the weight is {type(t).__name__}, expected a PackedTensor")
 
 
-def dequantize(t: PackedTensor, *, out: npt.NDArray[np.float32] | None = None) -> npt.NDArray[np.float32]:
-    """Return the weights as float32, shape ``t.shape``, equal to the GGUF definition to the bit.
+def host_stream(operation: str, stream: Any, device: int) -> int:
+    """Return the stream for work whose arrays are on the CPU; ValueError if the weight is there too."""
+    if device == CPU:
+        device_ops.expect_no_stream(operation, stream)
+        return 0
+    queue = chosen_queue(operation, stream, device, ())
+    if queue.captured:
+        raise ValueError(f"{operation}: x is on the CPU while a graph is captured, expected an array on the device")
+    return queue.handle
+
+
+def dequantize(t: PackedTensor, *, dtype: str = "float32", out: Any = None, stream: Any = None) -> Any:
+    """Return the weights as floats, shape ``t.shape``: float32 is equal to the GGUF definition to the bit.
 
     Parameters
     ----------
     t
         A packed weight.
+    dtype
+        ``"float32"``, ``"float16"`` or ``"bfloat16"``, rounded to nearest even. On the CPU bfloat16 comes as that type
+        of ml_dtypes, or as its bits, uint16, where ml_dtypes is not installed.
     out
-        Where to write: float32, C-contiguous, shape ``t.shape``.
+        Where to write: of `dtype`, C-contiguous, shape ``t.shape``; of a weight of a GPU also an array on the CPU.
+    stream
+        Of a GPU, see `matvec`.
+
+    Returns
+    -------
+    numpy.ndarray or DeviceArray
+        Where the weight is; `out` if it is given.
 
     Raises
     ------
     TypeError, ValueError
-        If `out` does not fit.
+        If `dtype` is unknown or `out` does not fit.
+    RuntimeError
+        If `out` is on another device.
     """
     _expect_tensor("dequantize", t)
-    result = output("dequantize", out, t.shape)
-    _core.dequantize(t._handle, result)
-    return result
+    if not isinstance(dtype, str) or dtype not in FLOATS:
+        raise ValueError(f"dequantize: unknown dtype {dtype!r}, expected one of: {', '.join(FLOATS)}")
+    device = t._handle.device
+    if device == CPU:
+        device_ops.expect_no_stream("dequantize", stream)
+        result = output("dequantize", out, t.shape, dtype)
+        _core.dequantize(t._handle, dtype_number(dtype), result.view(np.uint16) if dtype == "bfloat16" else result)
+        return result
+    if out is None or place_of(out) != CPU:
+        return device_ops.dequantize(t, dtype, out, stream)
+    room = output("dequantize", out, t.shape, dtype)
+    host_stream("dequantize", stream, device)
+    made = device_ops.dequantize(t, dtype, None, stream)
+    device_ops.to_host(made, room)
+    return room
 
 
-def matvec(
-    t: PackedTensor, x: Any, *, exact: bool = False, out: npt.NDArray[np.float32] | None = None
-) -> npt.NDArray[np.float32]:
+def matvec(t: PackedTensor, x: Any, *, exact: bool = False, out: Any = None, stream: Any = None) -> Any:
     """Multiply a (rows, cols) weight with a vector: x (cols,) -> (rows,) float32.
 
     Parameters
@@ -53,12 +89,23 @@ def matvec(
     t
         A packed weight of one matrix; of several experts take one, ``t[e]``.
     x
-        (cols,) float32, float16 or bfloat16; any array with DLPack or the buffer protocol.
+        (cols,) float32, float16 or bfloat16; any array with DLPack or the buffer protocol, on the CPU or on the device
+        of the weight.
     exact
         Use the activations as they are. Otherwise they are rounded to int8 with one scale for 32 columns, a relative
         error of the product of about 0.7 %; the formats bf16, f16 and f32 never round.
     out
-        Where to write: float32, C-contiguous, (rows,).
+        Where to write: float32, C-contiguous, (rows,), where x is.
+    stream
+        Of a GPU: a ``CUstream`` as a number, or a stream of lutkern, torch or CuPy. By default the current one of torch
+        or CuPy, if x comes from there; that of x, if it is a `DeviceArray`; else the default stream. With x on the
+        device the work is only queued; a foreign x must then live until it is done, unless its library works on the
+        same stream. With x on the CPU it is done on return.
+
+    Returns
+    -------
+    numpy.ndarray or DeviceArray
+        Where x is; `out` if it is given.
 
     Raises
     ------
@@ -66,18 +113,13 @@ def matvec(
         If a shape does not fit.
     TypeError
         If an element type does not fit.
+    RuntimeError
+        If an array is on another device than the weight.
     """
-    _expect_tensor("matvec", t)
-    data, dtype = float_input("matvec", "x", x)
-    expect_dimensions("matvec", "x", data, 1)
-    result = output("matvec", out, (t.shape[-2],))
-    _core.matvec(t._handle, data, dtype, result, exact)
-    return result
+    return _multiply("matvec", t, x, 1, exact, out, stream)
 
 
-def matmul(
-    t: PackedTensor, x: Any, *, exact: bool = False, out: npt.NDArray[np.float32] | None = None
-) -> npt.NDArray[np.float32]:
+def matmul(t: PackedTensor, x: Any, *, exact: bool = False, out: Any = None, stream: Any = None) -> Any:
     """Multiply a (rows, cols) weight with several vectors: x (tokens, cols) -> (tokens, rows) float32.
 
     Parameters
@@ -85,11 +127,19 @@ def matmul(
     t
         A packed weight of one matrix; of several experts take one, ``t[e]``.
     x
-        (tokens, cols) float32, float16 or bfloat16; any array with DLPack or the buffer protocol. Zero tokens are fine.
+        (tokens, cols) float32, float16 or bfloat16; any array with DLPack or the buffer protocol, on the CPU or on the
+        device of the weight. Zero tokens are fine.
     exact
         Use the activations as they are, see `matvec`.
     out
-        Where to write: float32, C-contiguous, (tokens, rows).
+        Where to write: float32, C-contiguous, (tokens, rows), where x is.
+    stream
+        Of a GPU, see `matvec`.
+
+    Returns
+    -------
+    numpy.ndarray or DeviceArray
+        Where x is; `out` if it is given.
 
     Raises
     ------
@@ -97,12 +147,23 @@ def matmul(
         If a shape does not fit.
     TypeError
         If an element type does not fit.
+    RuntimeError
+        If an array is on another device than the weight.
     """
-    _expect_tensor("matmul", t)
-    data, dtype = float_input("matmul", "x", x)
-    expect_dimensions("matmul", "x", data, 2)
-    result = output("matmul", out, (data.shape[0], t.shape[-2]))
-    _core.matmul(t._handle, data, dtype, result, exact)
+    return _multiply("matmul", t, x, 2, exact, out, stream)
+
+
+def _multiply(operation: str, t: PackedTensor, x: Any, dimensions: int, exact: bool, out: Any, stream: Any) -> Any:
+    _expect_tensor(operation, t)
+    device = t._handle.device
+    if device != CPU and place_of(x) != CPU:
+        return device_ops.multiply(operation, t, x, dimensions, exact, out, stream)
+    data, dtype = float_input(operation, "x", x)
+    expect_dimensions(operation, "x", data, dimensions)
+    handle = host_stream(operation, stream, device)
+    result = output(operation, out, (t.shape[-2],) if dimensions == 1 else (data.shape[0], t.shape[-2]))
+    run = _core.matvec if dimensions == 1 else _core.matmul
+    run(t._handle, data, dtype, result, exact, handle)
     return result
 
 

@@ -13,14 +13,14 @@ import numpy.typing as npt
 from . import _core
 from .formats import Format, find_format
 from .memory import aligned_bytes
+from .places import CPU, device_name, device_number
 
 LAYOUTS = {"blocks": 0, "tiles": 1}  # lutkern_layout
-_DEVICES = ("cpu",)
 _MAX_WEIGHTS = 1 << 46  # of a tensor of the library
 
 
 class PackedTensor:
-    """A weight of shape (rows, cols) or (experts, rows, cols) in a GGUF format.
+    """A weight of shape (rows, cols) or (experts, rows, cols) in a GGUF format, on the CPU or on a GPU.
 
     Made by `PackedTensor.from_blocks`, `PackedTensor.from_tiles`, `lutkern.pack`, or `lutkern.open_gguf(...)[name]`.
     The bytes are not copied and stay alive with the tensor. Rows are outputs, cols are inputs.
@@ -32,7 +32,9 @@ class PackedTensor:
     _format: Format
     _shape: tuple[int, ...]
     _layout: str
-    _data: npt.NDArray[np.uint8]  # blocks: (..., rows, row_bytes); tiles: (..., bytes of a matrix)
+    _data: (
+        npt.NDArray[np.uint8] | None
+    )  # blocks: (..., rows, row_bytes); tiles: (..., bytes of a matrix); None on a device
     _handle: _core.Tensor
 
     def __init__(self) -> None:
@@ -100,7 +102,7 @@ class PackedTensor:
     @classmethod
     def _make(
         cls,
-        data: npt.NDArray[np.uint8],
+        data: npt.NDArray[np.uint8] | None,
         fmt: Format,
         shape: tuple[int, ...],
         layout: str,
@@ -127,8 +129,8 @@ class PackedTensor:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the packed weight, as it lies in memory."""
-        return self._data.nbytes
+        """Bytes of the packed weight, as it lies in the memory of its device."""
+        return self._handle.nbytes
 
     @property
     def bits_per_weight(self) -> float:
@@ -137,50 +139,84 @@ class PackedTensor:
 
     @property
     def layout(self) -> str:
-        """Order of the bytes: ``"blocks"``, as in the GGUF file, or ``"tiles"``, as the CPU kernels read them."""
+        """Order of the bytes: ``"blocks"``, as in a GGUF file, or ``"tiles"``, as kernels of the device read them."""
         return self._layout
 
     @property
     def device(self) -> str:
-        """Where the bytes are: ``"cpu"``."""
-        return "cpu"
+        """Where the bytes are: ``"cpu"`` or ``"cuda:0"``."""
+        return device_name(self._handle.device)
 
     def blocks(self) -> npt.NDArray[np.uint8]:
-        """Return the GGUF bytes: uint8, shape (..., rows, row_bytes), read-only, a view where the layout is blocks."""
-        if self._layout == "blocks":
+        """Return the GGUF bytes: uint8, shape (..., rows, row_bytes), read-only, a view where they lie on the CPU."""
+        if self._data is not None and self._layout == "blocks":
             return _read_only(self._data)
         out = np.empty((*self.shape[:-1], self.format.row_bytes(self.shape[-1])), np.uint8)
-        _core.repack(self._handle, LAYOUTS["blocks"], out)
+        if self._data is None:
+            _core.download(self._handle, out, 0)
+        else:
+            _core.repack(self._handle, LAYOUTS["blocks"], out)
         return _read_only(out)
 
     def tiles(self) -> npt.NDArray[np.uint8]:
-        """Return the bytes of layout tiles: uint8, shape (..., bytes of a matrix), read-only; a view in that layout."""
-        return _read_only(self.to(layout="tiles")._data)
+        """Return the bytes of the CPU's tiles: uint8, shape (..., bytes of a matrix), read-only; a view if they are."""
+        data = self.to(layout="tiles", device="cpu")._data
+        assert data is not None
+        return _read_only(data)
 
     def to(self, *, layout: str | None = None, device: str | None = None) -> PackedTensor:
         """Return the weight in another layout or on another device; itself if nothing changes.
 
-        Tiles hold the same weights in the order in which the CPU kernels read them; formats iq1_s and iq1_m take 16
-        and 14 percent more bytes in them, every other format the same (rows are padded to a multiple of 16).
+        Tiles hold the same weights in the order in which the kernels of the device read them. On the CPU, formats iq1_s
+        and iq1_m take 16 and 14 percent more bytes in them, every other format the same (rows are padded to a multiple
+        of 16). On a GPU the formats iq1_s to iq3_s have tiles, of the bytes of blocks (rows are padded to a multiple of
+        32); the others stay in blocks. Nothing is lost on the way: `blocks` gives the GGUF bytes of every layout.
+
+        Parameters
+        ----------
+        layout
+            ``"blocks"`` or ``"tiles"``; by default it stays, and on another GPU it becomes tiles where there are any.
+        device
+            ``"cpu"``, ``"cuda"`` (the first GPU) or ``"cuda:N"``.
 
         Raises
         ------
         ValueError
-            If the layout is unknown.
+            If the layout is unknown, or the format has no tiles on the device.
         RuntimeError
             If the device is not there.
+        MemoryError
+            If it has no room.
         """
         if layout is not None and (not isinstance(layout, str) or layout not in LAYOUTS):
             raise ValueError(f"to: unknown layout {layout!r}, expected one of: {', '.join(LAYOUTS)}")
-        if device is not None and device not in _DEVICES:
-            raise RuntimeError(f"to: no device {device!r}, expected one of: {', '.join(_DEVICES)}")
-        if layout is None or layout == self._layout:
+        here = self._handle.device
+        there = here if device is None else device_number("to", device)
+        has_tiles = there == CPU or _core.device_has_tiles(there, self.format.ggml_type)
+        if layout is None:
+            layout = self._layout if there in (here, CPU) else ("tiles" if has_tiles else "blocks")
+        elif layout == "tiles" and not has_tiles:
+            raise ValueError(f"to: {self.format} has no tiles on {device_name(there)}, expected blocks")
+        if (there, layout) == (here, self._layout):
             return self
-        if layout == "blocks":
-            return PackedTensor._make(self.blocks(), self.format, self.shape, "blocks")
+        return self._on_cpu(layout) if there == CPU else self._on_gpu(there, layout)
+
+    def _on_cpu(self, layout: str) -> PackedTensor:
+        if layout == "blocks" or self._data is None:
+            blocks = PackedTensor._make(self.blocks(), self.format, self.shape, "blocks")
+            return blocks if layout == "blocks" else blocks._on_cpu(layout)
         out = aligned_bytes(_nbytes("tiles", self.format, self.shape)).reshape((*self.shape[:-2], -1))
         _core.repack(self._handle, LAYOUTS["tiles"], out)
         return PackedTensor._make(out, self.format, self.shape, "tiles")
+
+    def _on_gpu(self, device: int, layout: str) -> PackedTensor:
+        source = self
+        if self._data is not None:
+            source = self.to(layout="blocks")  # the two orders of tiles have only blocks in common
+        elif self._handle.device != device and layout != self._layout:
+            source = self._on_gpu(self._handle.device, layout)
+        handle = _core.repack_to(source._handle, device, LAYOUTS[layout], 0)
+        return PackedTensor._make(None, self.format, self.shape, layout, handle)
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -206,9 +242,8 @@ class PackedTensor:
         if not -self.shape[0] <= index < self.shape[0]:
             raise IndexError(f"index: expert {index}, the weight has {self.shape[0]} experts")
         index %= self.shape[0]
-        return PackedTensor._make(
-            self._data[index], self.format, self.shape[1:], self._layout, self._handle.expert(index)
-        )
+        data = None if self._data is None else self._data[index]
+        return PackedTensor._make(data, self.format, self.shape[1:], self._layout, self._handle.expert(index))
 
     def __repr__(self) -> str:
         size = " x ".join(map(str, self.shape))
@@ -217,11 +252,13 @@ class PackedTensor:
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Tiles depend on the version of the library that made them; blocks do not.
-        return (_restored, (self.blocks(), self.format.name, self.shape, self._layout))
+        return (_restored, (self.blocks(), self.format.name, self.shape, self._layout, self.device))
 
 
-def _restored(blocks: npt.NDArray[np.uint8], fmt: str, shape: tuple[int, ...], layout: str) -> PackedTensor:
-    return PackedTensor.from_blocks(blocks, fmt, shape).to(layout=layout)
+def _restored(
+    blocks: npt.NDArray[np.uint8], fmt: str, shape: tuple[int, ...], layout: str, device: str = "cpu"
+) -> PackedTensor:
+    return PackedTensor.from_blocks(blocks, fmt, shape).to(layout=layout, device=device)
 
 
 def _read_only(data: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:

@@ -120,7 +120,8 @@ class Matrices:
 
     @cached_property
     def _exact(self) -> Doubles:
-        return dequantize(self._tensors["blocks"][0]).astype(np.float64)
+        weights: Floats = dequantize(self._tensors["blocks"][0])
+        return weights.astype(np.float64)
 
     def tensor(self, layout: str) -> PackedTensor:
         """Return all of them, (experts, rows, cols), in a layout that the format has."""

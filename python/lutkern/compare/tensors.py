@@ -156,7 +156,8 @@ def _decoded(
     part = blocks[height, t.format.row_bytes(width.start) : t.format.row_bytes(width.stop)]
     shape = height.stop - height.start, width.stop - width.start
     piece = PackedTensor.from_blocks(part, t.format, shape)
-    return dequantize(piece, out=space[: math.prod(shape)].reshape(shape)).astype(np.float64)
+    weights: npt.NDArray[np.float32] = dequantize(piece, out=space[: math.prod(shape)].reshape(shape))
+    return weights.astype(np.float64)
 
 
 def _add_piece(

@@ -128,11 +128,15 @@ def _decoded(
     try:
         if columns is None or len(columns) == 1:
             one = None if columns is None else columns[0]
-            return dequantize(pack(w, fmt, importance=one, effort=effort, layout="blocks", threads=threads))
+            alone: npt.NDArray[np.float32] = dequantize(
+                pack(w, fmt, importance=one, effort=effort, layout="blocks", threads=threads)
+            )
+            return alone
         packed = pack(w[:, None, :], fmt, importance=columns, effort=effort, layout="blocks", threads=threads)
     except ValueError as error:
         raise ValueError(f"pack_file: tensor {quoted(tensor.name)}: {error}") from error
-    return dequantize(packed).reshape(w.shape)
+    weights: npt.NDArray[np.float32] = dequantize(packed)
+    return weights.reshape(w.shape)
 
 
 def choose(options: Sequence[Sequence[Option]], budget: int) -> list[int]:

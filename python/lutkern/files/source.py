@@ -124,7 +124,10 @@ class Source:
             )
         if tensor.format.name == "f32":
             return data.view("<f4")
-        return dequantize(PackedTensor.from_blocks(data, tensor.format, (stop - start, tensor.cols)))
+        weights: npt.NDArray[np.float32] = dequantize(
+            PackedTensor.from_blocks(data, tensor.format, (stop - start, tensor.cols))
+        )
+        return weights
 
     def _read(self, tensor: SourceTensor, start: int, stop: int) -> npt.NDArray[np.uint8]:
         part, row = divmod(start, tensor.n_rows // len(tensor.parts))
