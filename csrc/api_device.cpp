@@ -5,6 +5,7 @@
 
 #include "boundary.h"
 #include "cuda/device.h"
+#include "cuda/image.h"
 #include "cuda/operations.h"
 #include "tiles/repack.h"
 
@@ -198,6 +199,18 @@ int32_t lutkern_device_count(lutkern_device_kind kind) { return kind == LUTKERN_
 const char* lutkern_device_absent(lutkern_device_kind kind) {
   if (kind == LUTKERN_CUDA) return cuda::no_devices();
   return kind == LUTKERN_CPU ? nullptr : "this build has no such devices";
+}
+
+int32_t lutkern_driver_version(lutkern_device_kind kind) {
+  const cuda::Driver* driver = kind == LUTKERN_CUDA ? cuda::driver() : nullptr;
+  int version = 0;
+  return driver && driver->cuDriverGetVersion(&version) == cuda::kSuccess ? version : 0;
+}
+
+const char* lutkern_device_image(lutkern_device_kind kind, int64_t* nbytes) {
+  const bool real = kind == LUTKERN_CUDA && cuda::kImageReal;
+  if (nbytes) *nbytes = real ? static_cast<int64_t>(cuda::kImageBytes) : 0;
+  return real ? cuda::kImageArchitectures : nullptr;
 }
 
 lutkern_status lutkern_get_device_info(int32_t device, lutkern_device_info* out) {

@@ -207,6 +207,10 @@ LUTKERN_API int32_t lutkern_device_count(lutkern_device_kind kind);
 /* One line: why there is no device of the kind; null if there is one. */
 LUTKERN_API const char* lutkern_device_absent(lutkern_device_kind kind);
 LUTKERN_API lutkern_status lutkern_get_device_info(int32_t device, lutkern_device_info* out);
+/* The version of the driver, 1000 * major + 10 * minor; 0 where there is none. */
+LUTKERN_API int32_t lutkern_driver_version(lutkern_device_kind kind);
+/* What the kernels of this build are made for, "75 80 86", and their bytes; null if it has none. */
+LUTKERN_API const char* lutkern_device_image(lutkern_device_kind kind, int64_t* nbytes);
 /* Bytes that a weight needs in a layout of a device, 0 for what is unknown or has no tiles there. */
 LUTKERN_API int64_t lutkern_device_tensor_bytes(int32_t device, int32_t ggml_type, lutkern_layout layout,
                                                 int64_t experts, int64_t rows, int64_t cols);

@@ -77,8 +77,7 @@ DeviceMemory::DeviceMemory(int32_t device, size_t nbytes, uintptr_t stream)
 DeviceMemory::~DeviceMemory() {
   if (getpid() != process_) return;  // a child of fork has no device
   const auto release = [&] {
-    if (elsewhere_) lutkern_device_synchronize(device_, nullptr);
-    lutkern_device_free(device_, data_, stream_of(stream_));
+    lutkern_device_free(device_, data_, elsewhere_ ? LUTKERN_ALL_STREAMS : stream_of(stream_));
   };
   // The last user may be another library, on a thread without the GIL.
   if (elsewhere_ && Py_IsInitialized() && PyGILState_Check()) {
@@ -165,13 +164,15 @@ Tensor repack_to(const Tensor& t, int32_t device, int32_t layout, uintptr_t stre
   return Tensor(from.ggml_type, layout, from.experts, from.rows, from.cols, memory);
 }
 
-// The GGUF bytes of a weight of a device
-void download(const Tensor& t, py::array_t<uint8_t, py::array::c_style>& out, uintptr_t stream) {
+// The bytes of a weight of a device in a layout of the CPU
+void download(const Tensor& t, int32_t layout, py::array_t<uint8_t, py::array::c_style>& out, uintptr_t stream) {
   const lutkern_tensor& from = t.use_on(stream);
   uint8_t* bytes = out.mutable_data();
   const size_t nbytes = static_cast<size_t>(out.nbytes());
   const lutkern_options options = options_of(false, 0, stream);
-  run([&] { return lutkern_repack_to(&from, LUTKERN_BLOCKS, LUTKERN_CPU, bytes, nbytes, &options); });
+  run([&] {
+    return lutkern_repack_to(&from, static_cast<lutkern_layout>(layout), LUTKERN_CPU, bytes, nbytes, &options);
+  });
 }
 
 // ---- copies ----
@@ -272,7 +273,7 @@ void add_devices(py::module_& m) {
   m.def("device_dequantize", &dequantize);
   m.def("device_moe", &moe, py::arg(), py::arg(), py::arg(), py::arg(), py::arg().none(true), py::arg(), py::arg(),
         py::arg(), py::arg(), py::arg(), py::arg(), py::arg());
-  m.def("download", &download, py::arg(), py::arg().noconvert(), py::arg());
+  m.def("download", &download, py::arg(), py::arg(), py::arg().noconvert(), py::arg());
   m.def("repack_to", &repack_to);
   m.def("copy_in", &copy_in);
   m.def("copy_out", &copy_out);
@@ -299,6 +300,13 @@ void add_devices(py::module_& m) {
     return kept != 0;
   });
   m.def("device_count", [](int32_t kind) { return lutkern_device_count(static_cast<lutkern_device_kind>(kind)); });
+  m.attr("all_streams") = reinterpret_cast<uintptr_t>(LUTKERN_ALL_STREAMS);
+  m.def("driver_version", [](int32_t kind) { return lutkern_driver_version(static_cast<lutkern_device_kind>(kind)); });
+  m.def("device_image", [](int32_t kind) {
+    int64_t nbytes = 0;
+    const char* made_for = lutkern_device_image(static_cast<lutkern_device_kind>(kind), &nbytes);
+    return py::make_tuple(made_for ? py::object(py::str(made_for)) : py::object(py::none()), nbytes);
+  });
   m.def("device_absent", &absent);
   m.def("device_info", &device_info);
   m.def("device_kernel", &device_kernel);

@@ -26,12 +26,14 @@ __asm__(
     "lutkern_cuda_image_bytes:\n"
     ".quad .Llutkern_cuda_image_end - lutkern_cuda_image\n"
     ".popsection\n");
+extern const char* const kImageArchitectures = LUTKERN_CUDA_MADE_FOR;
 extern const bool kImageReal = true;
 
 #else
 
 extern const unsigned char kImage[] = "built without nvcc";
 extern const size_t kImageBytes = sizeof(kImage);
+extern const char* const kImageArchitectures = "";
 extern const bool kImageReal = false;
 
 #endif

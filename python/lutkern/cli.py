@@ -109,6 +109,9 @@ def _info(options: argparse.Namespace) -> int:
     print(f"instruction sets: {isas}")
     for name, device in found["devices"].items():
         print(f"{name}: {device['detail']}")
+    cuda = found["cuda"]
+    image = f"for {cuda['built_for']}, {cuda['image_bytes']} bytes" if cuda["built_for"] else "not in this build"
+    print(f"CUDA driver: {cuda['driver'] or 'none'}; CUDA kernels: {image}")
     print(f"library: {found['library']}\ninclude: {found['include']}\n")
     kernels = next(iter(found["formats"].values()))["kernels"]
     columns = [(layout, operation) for layout, operations in kernels.items() for operation in operations]
@@ -118,6 +121,12 @@ def _info(options: argparse.Namespace) -> int:
     ]
     print("rows of kernels that would run, for each layout and operation:")
     print(table(("format", "bits", *(f"{layout} {operation}" for layout, operation in columns)), rows, " r"))
+    if cuda["kernels"]:
+        gpu_rows = [
+            (name, *(kernels[layout][op] or "-" for layout, op in columns)) for name, kernels in cuda["kernels"].items()
+        ]
+        print(f"\nkernels that would run on {cuda['devices'][0]['name']}:")
+        print(table(("format", *(f"{layout} {operation}" for layout, operation in columns)), gpu_rows))
     return 0
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -12,20 +12,35 @@ import numpy as np
 from . import _core
 from .arrays import whole_number
 from .formats import Format, find_format, formats
+from .places import CUDA, device_name, device_number
 from .tensor import LAYOUTS
 
 _OPERATIONS = {"dequantize": 0, "matvec": 1, "matmul": 2, "moe": 3, "pack": 4}  # lutkern_operation
+_MAX_TOKENS = 2**31 - 1
 _MAX_THREADS = 1024  # of lutkern_set_num_threads
 _VERBS = {"dequantize": "dequantize", "matvec": "gemv", "matmul": "gemm", "moe": "gemm", "pack": "pack"}
 
 
 @dataclass(frozen=True)
 class Device:
-    """A place to run: its name, whether it is there, and what it is or why it is not."""
+    """A place to run: its name, whether it is there, and what it is or why it is not.
+
+    Attributes
+    ----------
+    name
+        ``"cpu"``, ``"cuda:0"``; of a kind that is not there, ``"cuda"``.
+    memory_bytes, free_bytes, cache_bytes, processors, capability
+        Of a GPU: its memory, its last-level cache, streaming multiprocessors, (major, minor).
+    """
 
     name: str
     available: bool
     detail: str
+    memory_bytes: int | None = None
+    free_bytes: int | None = None
+    cache_bytes: int | None = None
+    processors: int | None = None
+    capability: tuple[int, int] | None = None
 
 
 def isas() -> tuple[str, ...]:
@@ -55,8 +70,24 @@ def use_isa(name: str | None) -> None:
 def devices() -> tuple[Device, ...]:
     """Return where operations can run, and why the others cannot."""
     cpu = Device("cpu", True, f"{platform.machine()}, kernels {_core.current_isa()}, {num_threads()} threads")
-    absent = "no kernels in this build"
-    return (cpu, Device("cuda", False, absent), Device("metal", False, absent))
+    return (cpu, *_gpus(), Device("metal", False, "no kernels in this build"))
+
+
+def _gpus() -> tuple[Device, ...]:
+    absent = _core.device_absent(CUDA)
+    if absent is not None:
+        return (Device("cuda", False, absent),)
+    return tuple(_gpu(CUDA + i) for i in range(_core.device_count(CUDA)))
+
+
+def _gpu(number: int) -> Device:
+    try:
+        title, memory, free, cache, processors, capability = _core.device_info(number)
+    except RuntimeError as error:  # this one of several cannot be opened
+        return Device(device_name(number), False, str(error))
+    major, minor = divmod(capability, 10)
+    detail = f"{title}, capability {major}.{minor}, {memory / 2**30:.1f} GiB, {processors} processors"
+    return Device(device_name(number), True, detail, memory, free, cache, processors, (major, minor))
 
 
 def set_num_threads(n: int | None) -> None:
@@ -82,7 +113,9 @@ def num_threads() -> int:
     return _core.num_threads()
 
 
-def supports(fmt: str | Format, op: str, device: str = "cpu", *, layout: str = "tiles") -> str | None:
+def supports(
+    fmt: str | Format, op: str, device: str = "cpu", *, layout: str = "tiles", tokens: int | None = None
+) -> str | None:
     """Return the name of the kernel that would run, or None.
 
     Parameters
@@ -92,9 +125,11 @@ def supports(fmt: str | Format, op: str, device: str = "cpu", *, layout: str = "
     op
         ``"dequantize"``, ``"matvec"``, ``"matmul"``, ``"moe"`` or ``"pack"``.
     device
-        ``"cpu"``, ``"cuda"`` or ``"metal"``.
+        ``"cpu"``, ``"cuda"``, ``"cuda:N"`` or ``"metal"``.
     layout
         ``"tiles"`` or ``"blocks"``.
+    tokens
+        How many there are in a call, which a GPU has kernels for; by default 16 in matmul, else 1.
 
     Raises
     ------
@@ -104,11 +139,18 @@ def supports(fmt: str | Format, op: str, device: str = "cpu", *, layout: str = "
     fmt = find_format(fmt)
     if not isinstance(op, str) or op not in _OPERATIONS:
         raise ValueError(f"supports: unknown operation {op!r}, expected one of: {', '.join(_OPERATIONS)}")
-    known = [d.name for d in devices()]
+    known = ["cpu", "cuda", "metal", *(d.name for d in _gpus() if d.available)]
     if device not in known:
         raise ValueError(f"supports: unknown device {device!r}, expected one of: {', '.join(known)}")
     if not isinstance(layout, str) or layout not in LAYOUTS:
         raise ValueError(f"supports: unknown layout {layout!r}, expected one of: {', '.join(LAYOUTS)}")
+    count = (16 if op == "matmul" else 1) if tokens is None else whole_number("supports", "tokens", tokens, _MAX_TOKENS)
+    if device.startswith("cuda"):
+        if _core.device_absent(CUDA) is not None or op == "pack":
+            return None
+        return _core.device_kernel(
+            device_number("supports", device), fmt.ggml_type, _OPERATIONS[op], LAYOUTS[layout], count
+        )
     isa = _core.kernel_isa(fmt.ggml_type, _OPERATIONS[op], LAYOUTS[layout]) if device == "cpu" else None
     if isa is None:
         return None
@@ -130,6 +172,7 @@ def info() -> dict[str, Any]:
         "isa": _core.current_isa(),
         "isas": {name: supported for name, supported in _core.isas()},
         "threads": num_threads(),
+        "cuda": _cuda_info(),
         "devices": {d.name: {"available": d.available, "detail": d.detail} for d in devices()},
         "library": get_library(),
         "include": get_include(),
@@ -140,6 +183,29 @@ def info() -> dict[str, Any]:
             }
             for fmt in formats()
         },
+    }
+
+
+def _cuda_info() -> dict[str, Any]:
+    """Return the driver, the kernels of this build and the devices."""
+    made_for, image_bytes = _core.device_image(CUDA)
+    version = _core.driver_version(CUDA)
+    kernels: dict[str, Any] = {}
+    gpus = [d for d in _gpus() if d.available]
+    if gpus:
+        kernels = {
+            fmt.name: {
+                layout: {op: supports(fmt, op, gpus[0].name, layout=layout) for op in _OPERATIONS} for layout in LAYOUTS
+            }
+            for fmt in formats()
+        }
+    return {
+        "driver": f"{version // 1000}.{version % 1000 // 10}" if version else None,
+        "absent": _core.device_absent(CUDA),
+        "built_for": made_for,
+        "image_bytes": image_bytes,
+        "devices": [asdict(d) for d in gpus],
+        "kernels": kernels,
     }
 
 

@@ -151,7 +151,7 @@ def synchronize(device: str = "cuda") -> None:
     RuntimeError
         If the device is not there, or work on it failed.
     """
-    _core.synchronize(gpu_number("synchronize", device), 0)
+    _core.synchronize(gpu_number("synchronize", device), _core.all_streams)
 
 
 def gpu_number(operation: str, device: str) -> int:

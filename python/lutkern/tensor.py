@@ -153,7 +153,7 @@ class PackedTensor:
             return _read_only(self._data)
         out = np.empty((*self.shape[:-1], self.format.row_bytes(self.shape[-1])), np.uint8)
         if self._data is None:
-            _core.download(self._handle, out, 0)
+            _core.download(self._handle, LAYOUTS["blocks"], out, 0)
         else:
             _core.repack(self._handle, LAYOUTS["blocks"], out)
         return _read_only(out)
@@ -202,18 +202,18 @@ class PackedTensor:
         return self._on_cpu(layout) if there == CPU else self._on_gpu(there, layout)
 
     def _on_cpu(self, layout: str) -> PackedTensor:
-        if layout == "blocks" or self._data is None:
-            blocks = PackedTensor._make(self.blocks(), self.format, self.shape, "blocks")
-            return blocks if layout == "blocks" else blocks._on_cpu(layout)
+        if layout == "blocks":
+            return PackedTensor._make(self.blocks(), self.format, self.shape, "blocks")
         out = aligned_bytes(_nbytes("tiles", self.format, self.shape)).reshape((*self.shape[:-2], -1))
-        _core.repack(self._handle, LAYOUTS["tiles"], out)
+        if self._data is None:
+            _core.download(self._handle, LAYOUTS["tiles"], out, 0)
+        else:
+            _core.repack(self._handle, LAYOUTS["tiles"], out)
         return PackedTensor._make(out, self.format, self.shape, "tiles")
 
     def _on_gpu(self, device: int, layout: str) -> PackedTensor:
         source = self
-        if self._data is not None:
-            source = self.to(layout="blocks")  # the two orders of tiles have only blocks in common
-        elif self._handle.device != device and layout != self._layout:
+        if self._handle.device not in (CPU, device) and layout != self._layout:
             source = self._on_gpu(self._handle.device, layout)
         handle = _core.repack_to(source._handle, device, LAYOUTS[layout], 0)
         return PackedTensor._make(None, self.format, self.shape, layout, handle)
