@@ -2,7 +2,7 @@
 
 A function has the parameters m (the launch), R (registers by name, one element for each lane of the batch), L (the
 lanes that run: all, or an array of positions) and n (their number). Registers that live in one stretch only stay local
-names. """
+names."""
 
 from __future__ import annotations
 
