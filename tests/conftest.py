@@ -4,12 +4,27 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
 
 import lutkern
 from lutkern.tensor import LAYOUTS
+
+
+def fake_driver() -> Path | None:
+    """Return the CUDA driver that runs kernels on the CPU, of LUTKERN_SIM_DIR or of the newest build below the source."""
+    folder = os.environ.get("LUTKERN_SIM_DIR")
+    if folder is not None:
+        return Path(folder) / "libcuda_fake.so"
+    found = Path(__file__).parents[1].glob("build/*/tests/sim/libcuda_fake.so")
+    return max(found, key=lambda path: path.stat().st_mtime, default=None)
+
+
+# Before the first call of CUDA: the tests run on the simulated device, if a driver is not named.
+if "LUTKERN_LIBCUDA" not in os.environ and (driver := fake_driver()) is not None:
+    os.environ["LUTKERN_LIBCUDA"] = str(driver)
 
 settings.register_profile("default", max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("ci-fuzz", max_examples=1500, deadline=None, suppress_health_check=list(HealthCheck))
@@ -38,7 +53,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         "integer": INTEGER,
         "layout": list(LAYOUTS),
         "isa": lutkern.isas(),
-        "device": [d.name for d in lutkern.devices() if d.available],
+        "device": ["cpu", "cuda"],
         "shape": list(SHAPES),
     }
     for name, values in axes.items():
@@ -47,6 +62,16 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
             metafunc.parametrize(
                 name, values, ids=lambda v: "x".join(map(str, v)) if isinstance(v, tuple) else str(v), indirect=indirect
             )
+
+
+@pytest.fixture
+def gpu() -> None:
+    """Need a GPU, or the simulated one. Where LUTKERN_SIM_DIR says that there is one, its absence is a failure."""
+    absent = lutkern._core.device_absent(0x100)
+    if absent is not None and "LUTKERN_SIM_DIR" in os.environ:
+        pytest.fail(f"no GPU: {absent}")
+    elif absent is not None:
+        pytest.skip(f"no GPU: {absent}")
 
 
 @pytest.fixture

@@ -41,8 +41,8 @@ def test_a_machine_without_a_driver():
     found = run(NO_DRIVER, LUTKERN_LIBCUDA="/nowhere/libcuda.so.1")
     assert found.stderr == ""
     lines = found.stdout.splitlines()
-    reason = "no CUDA driver, /nowhere/libcuda.so.1 was not found"
-    assert lines[0].startswith(f"Device(name='cuda', available=False, detail='{reason}'")
+    reason = "no CUDA driver: LUTKERN_LIBCUDA names '/nowhere/libcuda.so.1', which could not be loaded"
+    assert lines[0].startswith(f"Device(name='cuda', available=False, detail={reason!r}")
     assert lines[1:6] == [
         f"to: no device 'cuda': {reason}",
         f"Stream: no device 'cuda': {reason}",

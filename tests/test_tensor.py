@@ -191,9 +191,9 @@ BAD = {
         "to: unknown layout 'rows', expected one of: blocks, tiles",
     ),
     "device": (
-        lambda: PackedTensor.from_blocks(Q80, "q8_0", (4, 32)).to(device="cuda"),
+        lambda: PackedTensor.from_blocks(Q80, "q8_0", (4, 32)).to(device="tpu"),
         RuntimeError,
-        "to: no device 'cuda', expected one of: cpu",
+        "to: no device 'tpu', expected cpu, cuda or cuda:N",
     ),
     "out": (
         lambda: lutkern.dequantize(PackedTensor.from_blocks(Q80, "q8_0", (4, 32)), out=np.zeros((4, 33), np.float32)),
