@@ -54,6 +54,11 @@ class Program:
         """Names of the kernels."""
         return self.module.entries
 
+    def text_of(self, name: str) -> str:
+        """The PTX of a kernel."""
+        function = self.module.functions[name]
+        return self.module.text[function.start : function.end]
+
     def built(self, name: str) -> Built:
         """A kernel, compiled once."""
         if name not in self._built:
