@@ -5,9 +5,9 @@
 #   LUTKERN_CUDA_ARCHITECTURES   what native code is made for; everything newer runs the PTX
 #   LUTKERN_NVCC                 the nvcc to take
 #
-# One front-end run per virtual architecture makes PTX, ptxas makes a cubin of it for each device, fatbinary joins them. The
-# oldest PTX goes in too, in the oldest version of the language that can hold it: nvcc writes its own, which older drivers
-# refuse.
+# One front-end run per virtual architecture makes PTX, ptxas makes a cubin of it for each device, fatbinary joins them; not
+# compressed, because older drivers cannot undo what newer toolkits do, and a wheel is compressed anyway. The oldest PTX is
+# embedded beside it, in the oldest version of the language that can hold it, for drivers that refuse code of this nvcc.
 
 set(LUTKERN_CUDA AUTO CACHE STRING "CUDA kernels: AUTO, ON or OFF")
 set_property(CACHE LUTKERN_CUDA PROPERTY STRINGS AUTO ON OFF)
@@ -96,10 +96,11 @@ endfunction()
 # PTX of kernels.cu for one virtual architecture. Branches of the text may ask for __CUDA_ARCH__.
 function(lutkern_ptx virtual)
   set(source ${CMAKE_CURRENT_SOURCE_DIR}/csrc/cuda/kernels.cu)
+  file(GLOB families CONFIGURE_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/csrc/cuda/*.cuh)  # kernels.cu asks which there are
   add_custom_command(OUTPUT cuda/compute_${virtual}.ptx
     COMMAND ${LUTKERN_NVCC_USED} -ptx -arch=compute_${virtual} -std=c++17 -O3 -fmad=false -ccbin ${CMAKE_CXX_COMPILER}
       -MD -MT cuda/compute_${virtual}.ptx -MF cuda/compute_${virtual}.d ${source} -o cuda/compute_${virtual}.ptx
-    DEPENDS ${source}
+    DEPENDS ${source} ${families}
     DEPFILE cuda/compute_${virtual}.d
     COMMENT "CUDA kernels: PTX for compute_${virtual}"
     VERBATIM)
@@ -113,8 +114,8 @@ function(lutkern_virtual architecture out)
   endif()
 endfunction()
 
-# Adds the commands that make cuda/kernels.fatbin, and sets where it is.
-function(lutkern_device_image out)
+# Adds the commands that make cuda/kernels.fatbin and cuda/lowered.ptx.
+function(lutkern_device_image)
   file(MAKE_DIRECTORY ${CMAKE_CURRENT_BINARY_DIR}/cuda)
   set(virtuals 75)
   set(images)
@@ -142,15 +143,13 @@ function(lutkern_device_image out)
     COMMENT "CUDA kernels: PTX for older drivers"
     VERBATIM)
   add_custom_command(OUTPUT cuda/kernels.fatbin
-    COMMAND ${LUTKERN_NVCC_FOLDER}/fatbinary --create=cuda/kernels.fatbin -64 --compress-all
-      "--cicc-cmdline=-ftz=0 -prec_div=1 -prec_sqrt=1 -fmad=0 " ${images} --image3=kind=ptx,sm=75,file=cuda/lowered.ptx
-    DEPENDS ${cubins} cuda/lowered.ptx
+    COMMAND ${LUTKERN_NVCC_FOLDER}/fatbinary --create=cuda/kernels.fatbin -64 --compress=false ${images}
+    DEPENDS ${cubins}
     COMMENT "CUDA kernels: the image"
     VERBATIM)
-  set(${out} ${CMAKE_CURRENT_BINARY_DIR}/cuda/kernels.fatbin PARENT_SCOPE)
 endfunction()
 
-# What became of LUTKERN_CUDA: LUTKERN_CUDA_IMAGE is the file to embed, or empty.
+# What became of LUTKERN_CUDA: LUTKERN_CUDA_IMAGE is the folder of the files to embed, or empty.
 set(LUTKERN_CUDA_IMAGE "")
 if(LUTKERN_CUDA STREQUAL "AUTO" AND LUTKERN_TESTS)
   message(STATUS "CUDA kernels: placeholder (a build of the native tests, whose kernels run on the CPU; LUTKERN_CUDA=ON)")
@@ -159,7 +158,8 @@ elseif(LUTKERN_CUDA STREQUAL "AUTO" OR LUTKERN_CUDA)
   if(LUTKERN_NVCC_USED)
     list(JOIN LUTKERN_CUDA_ARCHITECTURES " " architectures)
     message(STATUS "CUDA kernels: nvcc ${LUTKERN_NVCC_VERSION} at ${LUTKERN_NVCC_USED}, for ${architectures} and PTX for 75")
-    lutkern_device_image(LUTKERN_CUDA_IMAGE)
+    lutkern_device_image()
+    set(LUTKERN_CUDA_IMAGE ${CMAKE_CURRENT_BINARY_DIR}/cuda)
   elseif(LUTKERN_CUDA STREQUAL "AUTO")
     message(STATUS "CUDA kernels: placeholder (${LUTKERN_NVCC_MISSING})")
   else()

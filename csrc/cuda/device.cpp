@@ -136,7 +136,10 @@ bool Device::open(int index, const Driver* driver) {
 }
 
 bool Device::load() {
-  if (!check(driver_->cuModuleLoadData(&module_, kImage), "cuModuleLoadData")) return false;
+  // A driver that is older than the nvcc of this build may refuse its code: PTX it compiles itself.
+  Result loaded = driver_->cuModuleLoadData(&module_, kImage);
+  if (loaded != 0) loaded = driver_->cuModuleLoadData(&module_, kPtx);
+  if (!check(loaded, "cuModuleLoadData")) return false;
   for (int i = 0; i < kKernels; ++i) {
     if (!check(driver_->cuModuleGetFunction(&function_[i], module_, kKernelName[i]), "cuModuleGetFunction")) {
       return false;

@@ -163,9 +163,10 @@ def h200_bound(loop: sass.Loop, codewords: float, bytes_per_codeword: float) -> 
     limits = {"issue": H200_ISSUE * codewords / max(issued, 1)}
     for pipe, (rate, _) in sass.PIPES.items():
         used = sum(i.pipe == pipe for i in loop.body)
-        if used and pipe not in {"control", "memory"}:
+        if used and pipe != "control":
             limits[pipe] = rate * codewords / used
-    shares = ", ".join(f"{name} {100 * rate / needed:.0f} %" for name, rate in limits.items())
+    tightest = sorted(limits.items(), key=lambda item: item[1])[:4]
+    shares = ", ".join(f"{name} {100 * rate / needed:.0f} %" for name, rate in tightest)
     return f"H200: 100 % of HBM needs {needed:.1f} codewords per clock and SM; bound by {shares}"
 
 
