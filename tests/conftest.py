@@ -14,7 +14,7 @@ from lutkern.tensor import LAYOUTS
 
 
 def fake_driver() -> Path | None:
-    """Return the CUDA driver that runs kernels on the CPU, of LUTKERN_SIM_DIR or of the newest build below the source."""
+    """Return the CUDA driver that runs kernels on the CPU: of LUTKERN_SIM_DIR, else of the newest build here."""
     folder = os.environ.get("LUTKERN_SIM_DIR")
     if folder is not None:
         return Path(folder) / "libcuda_fake.so"

@@ -137,6 +137,12 @@ class Case:
                 self.arrays[name][:] = 0xA5
 
 
+@functools.cache
+def rows_of(fmt: str, rows: int, cols: int, seed: int) -> Bytes:
+    """Random blocks."""
+    return finite_rows(fmt, rows, cols, seed)
+
+
 def padded(n: int, to: int = 256) -> int:
     """n rounded up."""
     return -(-n // to) * to
@@ -161,10 +167,9 @@ class Maker:
 
     def weight(self, case: Case, name: str, fmt: str, experts: int, rows: int, cols: int, tiles: bool) -> Any:
         """A weight on the device."""
-        self.seed += 1
         info = next(f for f in lutkern.formats() if f.name == fmt)
         stored = padded(cols, info.block_size)
-        blocks = finite_rows(fmt, experts * rows, stored, self.seed)
+        blocks = rows_of(fmt, experts * rows, stored, name == "up")
         data, row_bytes = blocks, blocks.shape[1]
         expert_bytes = rows * row_bytes
         if tiles:

@@ -7,7 +7,7 @@ names."""
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -17,7 +17,7 @@ import numpy as np
 from . import floats, integers, warps
 from .emit import ARITHMETIC
 from .emit_move import MOVES, TOGETHER
-from .parse import Instruction, Kernel, Operand, Variable
+from .parse import Instruction, Kernel, Variable
 from .writer import WIDTH, Writer
 
 EMITTERS = ARITHMETIC | MOVES
@@ -122,8 +122,8 @@ def _shared_unit(kernel: Kernel) -> int:
     return smallest
 
 
-def _write_block(w: Writer, block: Block) -> None:
-    """Fill the writer with the lines of a block; the last line returns what the branch needs."""
+def _draft(w: Writer, block: Block) -> Draft:
+    """The lines of a block; result is what the branch needs."""
     w.lines, w.read, w.written = [], [], {}
     for k, i in enumerate(block.instructions):
         w.instruction, w.position, w.lanewise = i, block.first + k, False
@@ -138,24 +138,34 @@ def _write_block(w: Writer, block: Block) -> None:
             EMITTERS[i.opcode](w, i)
         else:
             raise i.error(f"unknown opcode {i.opcode}")
+    return Draft(w.lines, w.read, list(w.written))
 
 
-def _function(name: str, w: Writer, kept: set[str]) -> list[str]:
-    lines = [f"def {name}(m, R, L, n):", " result = None"]
-    lines += [f" {r} = m.get({r!r}, {w.kinds[r]!r})[L]" for r in w.read]
-    lines += [" " + line for line in w.lines]
-    lines += [f" m.put({r!r}, L, {r})" for r in w.written if r in kept]
-    return [*lines, " return result", ""]
+@dataclass
+class Draft:
+    """The body of a function, and the registers that it reads before it writes them, and writes."""
+
+    lines: list[str]
+    read: list[str]
+    written: list[str]
+
+    def function(self, name: str, kinds: dict[str, str], kept: set[str]) -> list[str]:
+        """Its text."""
+        gets = [f" {r} = m.get({r!r}, {kinds[r]!r})[L]" for r in self.read]
+        puts = [f" m.put({r!r}, L, {r})" for r in self.written if r in kept]
+        body = [" " + line for line in self.lines]
+        return [f"def {name}(m, R, L, n):", " result = None", *gets, *body, *puts, " return result", ""]
 
 
-def _mask(w: Writer, block: Block) -> str | None:
-    """Expression of the mask of a wait of the warp."""
+def _mask(w: Writer, block: Block) -> Draft | None:
+    """The mask of a wait of the warp."""
     i = block.instructions[0]
     which = 0 if i.opcode in ("bar", "barrier") else TOGETHER[i.opcode]
     if which is None:
         return None
     w.lines, w.read, w.written, w.lanewise, w.instruction = [], [], {}, False, i
-    return w.source(i.operands[which], "u4")
+    mask = w.source(i.operands[which], "u4")
+    return Draft([f"result = m.spread({mask}, n)"], w.read, [])
 
 
 def _param_offsets(kernel: Kernel) -> dict[str, int]:
@@ -180,15 +190,12 @@ def build(kernel: Kernel, module_variables: dict[str, Variable], addresses: dict
             outer_shared[name] = -(-static // 16) * 16  # dynamic: after everything static
     writer = Writer(addresses | shared | outer_shared | local, _param_offsets(kernel))
     blocks = split(kernel)
-    kept = _shared_registers(blocks, writer)
-    lines: list[str] = []
+    drafts = {f"block_{k}": _draft(writer, block) for k, block in enumerate(blocks)}
     for k, block in enumerate(blocks):
         if block.wait == "warp" and (mask := _mask(writer, block)):
-            lines += [f"def mask_{k}(m, R, L, n):"]
-            lines += [f" {r} = m.get({r!r}, {writer.kinds[r]!r})[L]" for r in writer.read]
-            lines += [f" return m.spread({mask}, n)", ""]
-        _write_block(writer, block)
-        lines += _function(f"block_{k}", writer, kept)
+            drafts[f"mask_{k}"] = mask
+    kept = _kept(drafts.values())
+    lines = [line for name, draft in drafts.items() for line in draft.function(name, writer.kinds, kept)]
     source = "\n".join(lines)
     names: dict[str, Any] = {"np": np, "floats": floats, "integers": integers, "warps": warps} | writer.constants
     exec(compile(source, f"<ptx {kernel.name}>", "exec"), names)
@@ -198,18 +205,11 @@ def build(kernel: Kernel, module_variables: dict[str, Variable], addresses: dict
     return Built(kernel, blocks, kinds, static, outer_shared | shared, local_bytes, _shared_unit(kernel), source)
 
 
-def _operands(i: Instruction) -> list[Operand]:
-    flat = [o for operand in i.operands for o in (operand, *operand.parts)]
-    return flat + ([i.guard] if i.guard is not None else [])
-
-
-def _shared_registers(blocks: list[Block], w: Writer) -> set[str]:
+def _kept(drafts: Iterable[Draft]) -> set[str]:
     """Registers that more than one block names, or that a block reads before it writes them."""
     seen: Counter[str] = Counter()
-    early: set[str] = set()
-    for block in blocks:
-        _write_block(w, block)
-        early |= set(w.read)
-        names = {w._name(o) for i in block.instructions for o in _operands(i) if o.kind == "register"}
-        seen.update(names)
-    return early | {name for name, count in seen.items() if count > 1}
+    kept: set[str] = set()
+    for draft in drafts:
+        kept |= set(draft.read)
+        seen.update({*draft.read, *draft.written})
+    return kept | {name for name, count in seen.items() if count > 1}
