@@ -11,8 +11,7 @@ namespace lutkern {
 namespace cuda {
 
 enum : int64_t {
-  kSmallTokens = 8,  // matmul_small up to here, matmul_large from here on
-  kFewPairs = 32     // of a token and an expert: up to here pair by pair, then by expert
+  kFewPairs = 32  // of a token and an expert: up to here pair by pair, then by expert
 };
 
 struct ProductWork {

@@ -1,66 +1,16 @@
 // The plan of every kernel by its number, expanded from kernels.h.
 #pragma once
 #include "../formats/formats.h"
-#include "kernels.h"
-#include "plan.h"
-
-#define LUTKERN_NO_PLAN(name, Args)                               \
-  namespace lutkern {                                             \
-  namespace cuda {                                                \
-  static inline Plan plan_##name(const Args&, int) { return {}; } \
-  }                                                               \
-  }
-
-// Placeholders stand for families whose text is still to come.
-#if __has_include("any_plan.h")
 #include "any_plan.h"
-#else
-LUTKERN_NO_PLAN(dequantize_any, DequantizeArgs)
-LUTKERN_NO_PLAN(product_any, ProductArgs)
-LUTKERN_NO_PLAN(moe_up_any, MoeArgs)
-LUTKERN_NO_PLAN(moe_down_any, MoeArgs)
-#endif
-#if __has_include("dequantize_plan.h")
 #include "dequantize_plan.h"
-#else
-LUTKERN_NO_PLAN(dequantize, DequantizeArgs)
-#endif
-#if __has_include("matmul_plan.h")
+#include "kernels.h"
 #include "matmul_plan.h"
-#else
-LUTKERN_NO_PLAN(matmul_small, ProductArgs)
-LUTKERN_NO_PLAN(matmul_large, ProductArgs)
-#endif
-#if __has_include("matvec_plan.h")
 #include "matvec_plan.h"
-#else
-LUTKERN_NO_PLAN(matvec, ProductArgs)
-#endif
-#if __has_include("moe_batch_plan.h")
 #include "moe_batch_plan.h"
-#else
-LUTKERN_NO_PLAN(moe_up_batch, MoeArgs)
-LUTKERN_NO_PLAN(moe_up_batch_mixed, MoeArgs)
-LUTKERN_NO_PLAN(moe_down_batch, MoeArgs)
-#endif
-#if __has_include("moe_one_plan.h")
 #include "moe_one_plan.h"
-#else
-LUTKERN_NO_PLAN(moe_up, MoeArgs)
-LUTKERN_NO_PLAN(moe_up_mixed, MoeArgs)
-LUTKERN_NO_PLAN(moe_down, MoeArgs)
-#endif
-#if __has_include("quantize_plan.h")
+#include "plan.h"
 #include "quantize_plan.h"
-#else
-LUTKERN_NO_PLAN(quantize, QuantizeArgs)
-#endif
-#if __has_include("repack_plan.h")
 #include "repack_plan.h"
-#else
-LUTKERN_NO_PLAN(to_tiles, RepackArgs)
-LUTKERN_NO_PLAN(to_blocks, RepackArgs)
-#endif
 
 namespace lutkern {
 namespace cuda {
