@@ -89,7 +89,10 @@ bool map_stack(Stack& stack, size_t i, size_t n) {
 
 void prepare_stack(Stack& stack, void (*entry)()) {
 #if defined(LK_SIM_ASAN)
-  __asan_unpoison_memory_region(stack.low, stack.bytes);  // what an abandoned fiber left there
+  // What the frames of the last fiber left there: of one that was abandoned, anywhere.
+  const size_t used = stack.is_dirty ? stack.bytes : 4096;
+  __asan_unpoison_memory_region(static_cast<uint8_t*>(stack.low) + stack.bytes - used, used);
+  stack.is_dirty = false;
   stack.shadow = nullptr;
 #endif
   uint8_t* top = static_cast<uint8_t*>(stack.low) + stack.bytes;

@@ -19,6 +19,7 @@ struct Stack {
   size_t bytes = 0;
   void* pointer = nullptr;  // where it was left
   void* shadow = nullptr;   // of AddressSanitizer
+  bool is_dirty = false;    // its last fiber was abandoned
 };
 
 // Memory for stack i of n, with a page below that nothing may touch; false if there is none. All lie side by side.

@@ -447,6 +447,7 @@ bool run(const Launch& launch, char* error, size_t error_bytes) {
   is_running = true;
   run_blocks();
   is_running = false;
+  for (const std::unique_ptr<Stack>& stack : g.stacks) stack->is_dirty = stack->is_dirty || g.failed;
   return !g.failed;
 }
 

@@ -1,6 +1,7 @@
 // Watches what the threads of a launch read and write. Device text is compiled with -fsanitize=thread, which calls a
 // function before every access that another thread could see; watch.cpp has these functions in the place of
-// ThreadSanitizer's, for threads that are fibers. Without that option only the checked loads and stores are watched.
+// ThreadSanitizer's, for threads that are fibers. Without that option only the checked loads and stores are seen, and only
+// that they stay inside of arrays and registered memory is watched.
 //
 // Two accesses to one byte by different threads, one of them a write, must be ordered: by a barrier of the block, or of
 // their warp. Shuffles and votes order nothing. No byte of global memory that a block writes may be touched by another
