@@ -25,6 +25,7 @@ def fake_driver() -> Path | None:
 # Before the first call of CUDA: the tests run on the simulated device, if a driver is not named.
 if "LUTKERN_LIBCUDA" not in os.environ and (driver := fake_driver()) is not None:
     os.environ["LUTKERN_LIBCUDA"] = str(driver)
+    os.environ.setdefault("LUTKERN_FAKE_CUDA", "devices=2")
 
 settings.register_profile("default", max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("ci-fuzz", max_examples=1500, deadline=None, suppress_health_check=list(HealthCheck))
@@ -53,7 +54,6 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         "integer": INTEGER,
         "layout": list(LAYOUTS),
         "isa": lutkern.isas(),
-        "device": ["cpu", "cuda"],
         "shape": list(SHAPES),
     }
     for name, values in axes.items():

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 import lutkern
-from conftest import FORMATS
 from gpu import Foreign, read
 from lutkern import reference
 from lutkern.device_array import DeviceArray
@@ -31,7 +30,6 @@ def t(weight):
     return weight.to(device="cuda")
 
 
-@pytest.mark.parametrize("fmt", FORMATS, ids=str)
 def test_products_are_the_reference(fmt):
     here = random_tensor(fmt, (33, 576))
     there = here.to(device="cuda")
@@ -126,7 +124,8 @@ def test_no_tokens(t):
 
 
 def test_results_are_lent(t):
-    y = lutkern.matmul(t, Foreign(X))
+    x = lutkern.to_device(X)
+    y = lutkern.matmul(t, x)
     expected = y.numpy()
     taken = lutkern._core.Borrowed(y.__dlpack__(stream=1))
     assert (taken.device, taken.dtype, taken.shape, taken.strides) == ((2, 0), (2, 32, 1), (5, 33), (33, 1))

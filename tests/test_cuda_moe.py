@@ -24,7 +24,7 @@ def assert_close(y, x, ids, weights, tensors, n_ulp=N_ULP, **options):
     assert np.all(np.abs(read(y) - expected) <= bound)
 
 
-@pytest.mark.parametrize("tokens", [1, 3, 9])
+@pytest.mark.parametrize("tokens", [1, 5])
 @pytest.mark.parametrize(
     "formats",
     [
@@ -107,12 +107,11 @@ PLACEMENTS = {
 
 
 @pytest.mark.parametrize("case", list(PLACEMENTS))
-@pytest.mark.parametrize("layout", ["blocks", "tiles"])
 def test_experts_on_two_devices(case, layout):
     placement, devices = PLACEMENTS[case]
     tensors = layer(layout=layout)
     parts = split(tensors, placement, devices)
-    x, ids, weights = routes(6, 3)
+    x, ids, weights = routes(3, 2)
     y = lutkern.moe(x, ids, weights, *parts, placement=placement)
     assert isinstance(y, np.ndarray)
     assert_close(y, x, ids, weights, tensors)
@@ -229,7 +228,7 @@ BAD = {
         "moe: up is PackedTensor, expected a list of parts, as there is a placement",
     ),
     "a missing part": (
-        lambda: call(up=[layer()[1][:2] if False else None, None]),
+        lambda: call(up=[None, None]),
         TypeError,
         "moe: up[0] is NoneType, expected a PackedTensor",
     ),
@@ -239,7 +238,7 @@ BAD = {
         "moe: gate, up and down have 2, 2, 1 parts, expected as many each",
     ),
     "no experts": (
-        lambda: call(placement=[], gate=[None], up=[None], down=[None]),
+        lambda: call(placement=np.zeros(0, int), gate=[None], up=[None], down=[None]),
         ValueError,
         "moe: no part has an expert, expected at least one",
     ),

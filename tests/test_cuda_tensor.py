@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 
 import lutkern
-from conftest import FORMATS
 from gpu import Foreign
 from weights import by_name, random_tensor
 
@@ -23,8 +22,6 @@ def has_tiles(fmt) -> bool:
     return fmt.name in {"iq1_s", "iq1_m", "iq2_xxs", "iq2_xs", "iq2_s", "iq3_xxs", "iq3_s"}
 
 
-@pytest.mark.parametrize("layout", ["blocks", "tiles"])
-@pytest.mark.parametrize("fmt", FORMATS, ids=str)
 def test_blocks_come_back_to_the_bit(fmt, layout):
     for shape in [(33, 576), (3, 5, 300)]:
         t = random_tensor(fmt, shape, layout=layout)

@@ -40,6 +40,29 @@ def test_matmul_is_the_reference(fmt, layout, isa, tokens, exact):
         assert np.all(error <= reference.fp32_bound(t, x, n_ulp=N_ULP, exact=exact))
 
 
+@pytest.mark.parametrize("exact", [False, True], ids=["int8", "exact"])
+def test_products_on_a_gpu_are_the_reference(gpu, fmt, shape, exact):
+    here = random_tensor(fmt, shape)
+    there = here.to(device="cuda")
+    x = activations(2, shape[1])
+    error = np.abs(lutkern.matmul(there, x, exact=exact) - reference.matmul(here, x, exact=exact))
+    assert np.all(error <= reference.fp32_bound(here, x, n_ulp=N_ULP, exact=exact))
+    error = np.abs(lutkern.matvec(there, x[0], exact=exact) - reference.matvec(here, x[0], exact=exact))
+    assert np.all(error <= reference.fp32_bound(here, x[0], n_ulp=N_ULP, exact=exact))
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_gpu_never_makes_a_finite_number_of_a_non_finite_one(gpu, fmt, bad):
+    t = random_tensor(fmt, (6, 512)).to(device="cuda")
+    x = activations(3, 512)
+    x[1, 300] = bad
+    y = lutkern.matmul(t, x)
+    assert not np.isfinite(y[1]).any()
+    assert np.isfinite(y[[0, 2]]).all()
+    assert not np.isfinite(lutkern.matvec(t, x[1])).any()
+    assert not np.isfinite(lutkern.matvec(t, x[1], exact=True)).any()
+
+
 def test_matmul_rows_are_matvecs(fmt, layout, isa):
     t = random_tensor(fmt, (33, 576), layout=layout)
     x = activations(6, 576)

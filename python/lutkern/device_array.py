@@ -185,7 +185,7 @@ def to_device(x: Any, device: str = "cuda", *, stream: Any = None) -> DeviceArra
             raise ValueError(f"to_device: x reaches from {array.min()} to {array.max()}, expected 32-bit numbers")
         return filled(narrow, "int32", number, handle)
     data, dtype = float_input("to_device", "x", x)
-    return filled(np.ascontiguousarray(data), _NAMES[dtype], number, handle)
+    return filled(np.ascontiguousarray(data).reshape(array.shape), _NAMES[dtype], number, handle)
 
 
 def filled(array: npt.NDArray[Any], dtype: str, device: int, stream: int) -> DeviceArray:

@@ -117,7 +117,7 @@ def _expect_routes(ids: View, weights: View, tokens: int) -> None:
         raise ValueError(f"moe: expert_weights has shape {weights.shape}, expert_ids has {ids.shape}")
 
 
-def to_host(y: Any, out: npt.NDArray[np.float32]) -> None:
-    """Wait for a result on a device and copy it into an array of the CPU."""
+def to_host(y: Any, out: npt.NDArray[Any]) -> None:
+    """Wait for a result on a device and copy it into an array of the CPU with elements of its size."""
     if out.size:
-        _core.copy_out(out, y._memory.address, y._memory.device, y._memory.stream)
+        _core.copy_out(out.view(f"u{out.itemsize}"), y._memory.address, y._memory.device, y._memory.stream)
