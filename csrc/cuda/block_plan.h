@@ -12,9 +12,9 @@ enum : int {
   kStagedGroup = 48,               // bytes of 32 activations (activations.cuh)
   kStagedTile = 8 * kStagedGroup,  // of 256
   kStagedTiles = 64,               // at once: with the largest table and 256 segments that is 64 KB
+  kLargestTable = 32768,
   kSegmentBytes = 16,
   kFewestWarps = 4,
-  kMostWarps = 16,
   kMostBlocks = 65535  // in the second dimension of a grid
 };
 
@@ -26,7 +26,9 @@ struct BlockShape {
 };
 
 LK_FN constexpr int table_bytes(int format) {
-  return format == static_cast<int>(FormatId::iq1_s) || format == static_cast<int>(FormatId::iq1_m) ? 16384 : 32768;
+  return format == static_cast<int>(FormatId::iq1_s) || format == static_cast<int>(FormatId::iq1_m)
+             ? 16384
+             : int{kLargestTable};
 }
 
 // x_tiles: of 256 columns, for all segments. warp_sums: numbers that a warp keeps for each row
@@ -40,9 +42,21 @@ LK_FN BlockShape block_shape(int table, int64_t x_tiles, int segments, uint32_t 
   return shape;
 }
 
-// Warps that share `items` tiles: the fewest that need no more rounds than kMostWarps do
-LK_FN uint32_t warps_for(int64_t items) {
-  const int64_t rounds = (items + kMostWarps - 1) / kMostWarps;
+// Two blocks of the most warps leave a thread 72 registers, or 80 where its words need them.
+LK_FN constexpr int most_warps(int format) {
+  switch (format) {
+    case static_cast<int>(FormatId::iq1_s):
+    case static_cast<int>(FormatId::iq1_m):
+    case static_cast<int>(FormatId::iq2_xxs):
+      return 14;
+    default:
+      return 12;
+  }
+}
+
+// Warps that share `items` tiles: the fewest that need no more rounds than `most` do
+LK_FN uint32_t warps_for(int64_t items, int most) {
+  const int64_t rounds = (items + most - 1) / most;
   const int64_t warps = rounds > 0 ? (items + rounds - 1) / rounds : 0;
   return static_cast<uint32_t>(warps < kFewestWarps ? int64_t{kFewestWarps} : warps);
 }

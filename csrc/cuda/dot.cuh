@@ -131,11 +131,11 @@ LK_DEVICE int dot32(const uint32_t* words, int g, const Dot<Block>& dot, const C
   }
 }
 
-// staged: 256 columns. Words that are used up are loaded anew from the tile `next` where there is one.
+// before + the product; staged: 256 columns. Words that are used up are loaded anew from the tile `next` where there is one.
 template <class Block>
 LK_DEVICE float dot256(LaneWords<Block>& words, const Dot<Block>& dot, const uint8_t* staged, bool more,
-                       const uint8_t* next) {
-  const float d = float_of_half(words.half);
+                       const uint8_t* next, uint32_t lane, float before) {
+  const float d = float_of_half(scale_half(words));
   float sum = 0.0f;
 #pragma unroll
   for (int g = 0; g < 8; ++g) {
@@ -144,9 +144,11 @@ LK_DEVICE float dot256(LaneWords<Block>& words, const Dot<Block>& dot, const uin
     const Words4 tail = load16(staged + kStagedGroup * g + 32);
     const Codes x[4] = {{a.x, a.y}, {a.z, a.w}, {b.x, b.y}, {b.z, b.w}};
     sum = fma_f32(float_of_bits(tail.x), static_cast<float>(dot32<Block>(words.word, g, dot, x, tail)), sum);
-    if (more) load_words_after(words, next, lane(), g);
+    load_words_after(words, more, next, lane, g);
+    // Never: a branch that ptxas does not move loads across. Without it they would all follow the last product.
+    if (g == 3 && dot.one == 0) trap();
   }
-  return d * sum;
+  return fma_f32(d, sum, before);
 }
 
 }  // namespace cuda

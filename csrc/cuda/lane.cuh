@@ -164,6 +164,12 @@ LK_DEVICE uint32_t scale_bits(const uint32_t* words, int g) {
   }
 }
 
+// fp16 scale of the block
+template <class Block>
+LK_DEVICE uint32_t scale_half(const LaneWords<Block>& words) {
+  return Tile<Block>::kHasHalf ? words.half : words.word[Tile<Block>::kWords - 1] >> 16;
+}
+
 template <class Block>
 LK_DEVICE void set_words(LaneWords<Block>& to, int i, Words4 v) {
   to.word[i] = v.x;
@@ -189,7 +195,7 @@ LK_DEVICE void load_words(LaneWords<Block>& to, const uint8_t* tile, uint32_t la
   for (int i = kTail; i < kTail + T::kFours; ++i) to.word[i] = stream_load4(tile + word_offset<T>(l, i));
 #pragma unroll
   for (int i = kTail + T::kFours; i < T::kWords; i += 2) set_words(to, i, stream_load8(tile + word_offset<T>(l, i)));
-  to.half = T::kHasHalf ? constant_load2(tile + T::kHalfAt + 2 * l) : to.word[T::kWords - 1] >> 16;
+  to.half = T::kHasHalf ? constant_load2(tile + T::kHalfAt + 2 * l) : 0;
 }
 
 // The last 32 columns, 0 to 7, that word i is needed for
@@ -206,24 +212,32 @@ LK_FN constexpr int last_group(int i) {
   return i < T::kCodes ? i : 7;
 }
 
-// Loads the words that are needed for group g and none after it.
+// Where there is more, loads the words that are needed for group g and none after it.
 template <class Block>
-LK_DEVICE void load_words_after(LaneWords<Block>& to, const uint8_t* tile, uint32_t lane, int g) {
+LK_DEVICE void load_words_after(LaneWords<Block>& to, bool more, const uint8_t* tile, uint32_t lane, int g) {
   using T = Tile<Block>;
   constexpr int kTail = 4 * T::kChunks;
   const int l = static_cast<int>(lane);
+  uint32_t* w = to.word;
 #pragma unroll
   for (int i = 0; i < kTail; i += 4) {
     int last = 0;
     for (int j = 0; j < 4; ++j) last = last_group<T>(i + j) > last ? last_group<T>(i + j) : last;
-    if (last == g) set_words(to, i, stream_load16(tile + word_offset<T>(l, i)));
+    if (last != g) continue;
+    Words4 v = {w[i], w[i + 1], w[i + 2], w[i + 3]};
+    stream_load16_if(more, tile + word_offset<T>(l, i), v);
+    set_words(to, i, v);
   }
   if (g < 7) return;
 #pragma unroll
-  for (int i = kTail; i < kTail + T::kFours; ++i) to.word[i] = stream_load4(tile + word_offset<T>(l, i));
+  for (int i = kTail; i < kTail + T::kFours; ++i) stream_load4_if(more, tile + word_offset<T>(l, i), w[i]);
 #pragma unroll
-  for (int i = kTail + T::kFours; i < T::kWords; i += 2) set_words(to, i, stream_load8(tile + word_offset<T>(l, i)));
-  to.half = T::kHasHalf ? constant_load2(tile + T::kHalfAt + 2 * l) : to.word[T::kWords - 1] >> 16;
+  for (int i = kTail + T::kFours; i < T::kWords; i += 2) {
+    Words2 v = {w[i], w[i + 1]};
+    stream_load8_if(more, tile + word_offset<T>(l, i), v);
+    set_words(to, i, v);
+  }
+  if (T::kHasHalf) stream_load2_if(more, tile + T::kHalfAt + 2 * l, to.half);
 }
 
 // From shared memory
@@ -238,7 +252,7 @@ LK_DEVICE void load_shared_words(LaneWords<Block>& to, const uint8_t* tile, uint
   for (int i = kTail; i < kTail + T::kFours; ++i) to.word[i] = load4(tile + word_offset<T>(l, i));
 #pragma unroll
   for (int i = kTail + T::kFours; i < T::kWords; i += 2) set_words(to, i, load8(tile + word_offset<T>(l, i)));
-  to.half = T::kHasHalf ? load2(tile + T::kHalfAt + 2 * l) : to.word[T::kWords - 1] >> 16;
+  to.half = T::kHasHalf ? load2(tile + T::kHalfAt + 2 * l) : 0;
 }
 
 template <class Block>
@@ -249,11 +263,11 @@ struct Lane {
 
   LK_MEMBER void load(const uint8_t* tile, int lane) {
     load_words(words, tile, static_cast<uint32_t>(lane));
-    d = float_from_half(words.half);
+    d = float_from_half(scale_half(words));
   }
   LK_MEMBER void load_shared(const uint8_t* tile, int lane) {
     load_shared_words(words, tile, static_cast<uint32_t>(lane));
-    d = float_from_half(words.half);
+    d = float_from_half(scale_half(words));
   }
 
   // Eight signed weights of codeword i, before the scale: the first four and the others, one to a byte

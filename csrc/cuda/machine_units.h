@@ -1,9 +1,56 @@
-// The second half of machine.h for nvcc: copies that run beside the threads, and the matrix units. Their twins are in
-// tests/sim/cuda_spelling.h.
+// The second half of machine.h for nvcc: loads ahead, copies that run beside the threads, and the matrix units. Their twins
+// are in tests/sim/cuda_spelling.h.
 #pragma once
 
 namespace lutkern {
 namespace cuda {
+
+// ---- stream_load*, where a condition holds; elsewhere v stays as it is ----
+
+// One instruction and no branch, so that it stays where it is written: far ahead of the first use.
+#if __CUDA_ARCH__ >= 800
+LK_DEVICE void stream_load16_if(bool condition, const void* p, Words4& v) {
+  asm volatile(
+      "{ .reg .pred q; setp.ne.u32 q, %5, 0;\n"
+      "  @q ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4]; }"
+      : "+r"(v.x), "+r"(v.y), "+r"(v.z), "+r"(v.w)
+      : "l"(p), "r"(static_cast<uint32_t>(condition)));
+}
+LK_DEVICE void stream_load8_if(bool condition, const void* p, Words2& v) {
+  asm volatile(
+      "{ .reg .pred q; setp.ne.u32 q, %3, 0;\n"
+      "  @q ld.global.nc.L1::no_allocate.v2.u32 {%0, %1}, [%2]; }"
+      : "+r"(v.x), "+r"(v.y)
+      : "l"(p), "r"(static_cast<uint32_t>(condition)));
+}
+LK_DEVICE void stream_load4_if(bool condition, const void* p, uint32_t& v) {
+  asm volatile(
+      "{ .reg .pred q; setp.ne.u32 q, %2, 0;\n"
+      "  @q ld.global.nc.L1::no_allocate.u32 %0, [%1]; }"
+      : "+r"(v)
+      : "l"(p), "r"(static_cast<uint32_t>(condition)));
+}
+LK_DEVICE void stream_load2_if(bool condition, const void* p, uint32_t& v) {
+  asm volatile(
+      "{ .reg .pred q; setp.ne.u32 q, %2, 0;\n"
+      "  @q ld.global.nc.L1::no_allocate.u16 %0, [%1]; }"
+      : "+r"(v)
+      : "l"(p), "r"(static_cast<uint32_t>(condition)));
+}
+#else
+LK_DEVICE void stream_load16_if(bool condition, const void* p, Words4& v) {
+  if (condition) v = constant_load16(p);
+}
+LK_DEVICE void stream_load8_if(bool condition, const void* p, Words2& v) {
+  if (condition) v = constant_load8(p);
+}
+LK_DEVICE void stream_load4_if(bool condition, const void* p, uint32_t& v) {
+  if (condition) v = constant_load4(p);
+}
+LK_DEVICE void stream_load2_if(bool condition, const void* p, uint32_t& v) {
+  if (condition) v = constant_load2(p);
+}
+#endif
 
 // ---- copies of 16 bytes from global to shared memory that the thread does not wait for ----
 

@@ -34,7 +34,7 @@ LK_DEVICE void matvec(const ProductArgs& args, uint8_t* shared) {
       for (int begin = 0; begin < tiles; begin += kStagedTiles) {
         const int end = begin + kStagedTiles < tiles ? begin + kStagedTiles : tiles;
         Walk<Block> walk;
-        walk.begin({end - begin, 0, begin, begin, end, 1}, segments);
+        walk.begin({end - begin, 0, begin, begin, end, 1}, segments, lane());
         if (!is_staged) {
           if (begin > 0) barrier();
           stage_floats(staged, args.x, token, begin, end - begin);
@@ -53,10 +53,10 @@ LK_DEVICE void matvec(const ProductArgs& args, uint8_t* shared) {
   }
 }
 
-#define LUTKERN_MATVEC(name, Block)                                  \
-  LK_KERNEL_BOUNDS(matvec_##name, ProductArgs, 32 * kMostWarps, 2) { \
-    LK_DYNAMIC_SHARED(shared);                                       \
-    matvec<Block>(args, shared);                                     \
+#define LUTKERN_MATVEC(name, Block)                                                                    \
+  LK_KERNEL_BOUNDS(matvec_##name, ProductArgs, 32 * most_warps(static_cast<int>(FormatId::name)), 2) { \
+    LK_DYNAMIC_SHARED(shared);                                                                         \
+    matvec<Block>(args, shared);                                                                       \
   }
 LUTKERN_CUDA_TILE_FORMATS(LUTKERN_MATVEC)
 #undef LUTKERN_MATVEC

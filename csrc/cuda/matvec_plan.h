@@ -13,7 +13,7 @@ static inline Plan plan_matvec(const ProductArgs& args, int format) {
   const int tile_rows = (args.row_end + kTileRows - 1) / kTileRows - first;
   const int each = (tile_rows + kMatvecBlocks - 1) / kMatvecBlocks;
   const int tiles = args.w.stored_cols / kTileCols;
-  const uint32_t warps = warps_for(tiles);
+  const uint32_t warps = warps_for(tiles, most_warps(format));
   Plan plan{};
   plan.grid_x = static_cast<uint32_t>(each > 0 ? (tile_rows + each - 1) / each : 0);
   plan.grid_y = static_cast<uint32_t>(args.x.rows < kMostBlocks ? args.x.rows : int{kMostBlocks});

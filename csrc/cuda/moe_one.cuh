@@ -65,13 +65,14 @@ LK_DEVICE void finish_hidden(const MoeArgs& args, int64_t pair, int64_t tile_row
 
 // Sums of segments [0, n) with x of the token; staged holds them already where is_staged is set.
 template <class Block, class Sink>
-LK_DEVICE void up_sums(const MoeArgs& args, const MoeShared& part, int64_t token, int n, bool is_staged, Sink& sink) {
+LK_DEVICE void up_sums(const MoeArgs& args, const MoeShared& part, int64_t token, int n, bool is_staged, uint32_t lane,
+                       Sink& sink) {
   const int tiles = args.up.stored_cols / kTileCols;
-  const Dot<Block> dot(part.table, lane());
+  const Dot<Block> dot(part.table, lane);
   for (int begin = 0; begin < tiles; begin += kStagedTiles) {
     const int end = begin + kStagedTiles < tiles ? begin + kStagedTiles : tiles;
     Walk<Block> walk;
-    walk.begin({n * (end - begin), 0, begin, begin, end, 1}, part.segments);
+    walk.begin({n * (end - begin), 0, begin, begin, end, 1}, part.segments, lane);
     if (!is_staged) {
       if (begin > 0) barrier();
       stage_floats(part.staged, args.x, token, begin, end - begin);
@@ -96,7 +97,7 @@ LK_DEVICE void moe_up(const MoeArgs& args, uint8_t* shared) {
     }
     barrier();
     SumOfEach sums = {{0.0f, 0.0f}};
-    up_sums<Block>(args, part, pair / args.k, matrices, false, sums);
+    up_sums<Block>(args, part, pair / args.k, matrices, false, lane(), sums);
     add_warps(sums, part.sums);
     if (warp() == 0) {
       const float first = sums.sum[0] * dot_unit<Block>();
@@ -108,19 +109,21 @@ LK_DEVICE void moe_up(const MoeArgs& args, uint8_t* shared) {
 
 // One matrix of a pair, whatever its format: the sum of this lane's row, in warp 0
 template <class Block>
-LK_DEVICE float one_matrix(const MoeArgs& args, const MoeShared& part, int64_t token, bool is_staged) {
-  Table<Block>::fill(part.table, thread(), threads());
+LK_DEVICE float one_matrix(const MoeArgs& args, const MoeShared& part, int64_t token, bool is_staged, uint32_t own) {
+  Table<Block>::fill(part.table, own, threads());
   SumOfAll sums = {{0.0f}};
-  up_sums<Block>(args, part, token, 1, is_staged, sums);
+  up_sums<Block>(args, part, token, 1, is_staged, own % 32, sums);
   add_warps(sums, part.sums);
   return sums.sum[0] * dot_unit<Block>();
 }
 
 LK_DEVICE float any_matrix(const MoeArgs& args, const MoeShared& part, int64_t token, int format, bool is_staged) {
+  // As far as the compiler knows this changes from matrix to matrix: no offsets of seven formats are made ahead.
+  const uint32_t own = kept(thread());
   switch (format) {
 #define LUTKERN_ONE_MATRIX(name, Block)  \
   case static_cast<int>(FormatId::name): \
-    return one_matrix<Block>(args, part, token, is_staged);
+    return one_matrix<Block>(args, part, token, is_staged, own);
     LUTKERN_CUDA_TILE_FORMATS(LUTKERN_ONE_MATRIX)
 #undef LUTKERN_ONE_MATRIX
     default:
@@ -130,7 +133,7 @@ LK_DEVICE float any_matrix(const MoeArgs& args, const MoeShared& part, int64_t t
 
 LK_DEVICE void moe_up_of_two(const MoeArgs& args, uint8_t* shared) {
   const int tiles = args.up.stored_cols / kTileCols;
-  const MoeShared part = moe_shared(shared, 32768, tiles, 2, 2);
+  const MoeShared part = moe_shared(shared, kLargestTable, tiles, 2, 2);
   const int64_t pairs = static_cast<int64_t>(args.x.rows) * args.k;
   for (int64_t pair = block_y(); pair < pairs; pair += blocks_y()) {
     const int expert = expert_of(args, pair);
@@ -211,7 +214,7 @@ LK_DEVICE void moe_down(const MoeArgs& args, uint8_t* shared) {
     for (int begin = 0; begin < slots * tiles; begin += kStagedTiles) {
       const int end = begin + kStagedTiles < slots * tiles ? begin + kStagedTiles : slots * tiles;
       Walk<Block> walk;
-      walk.begin({end - begin, begin / tiles, begin % tiles, 0, tiles, 0}, part.segments);
+      walk.begin({end - begin, begin / tiles, begin % tiles, 0, tiles, 0}, part.segments, lane());
       if (begin > 0) barrier();
       stage_slots(args, part, token, begin, end);
       barrier();
@@ -226,19 +229,19 @@ LK_DEVICE void moe_down(const MoeArgs& args, uint8_t* shared) {
   }
 }
 
-#define LUTKERN_MOE_ONE(name, Block)                               \
-  LK_KERNEL_BOUNDS(moe_up_##name, MoeArgs, 32 * kMostWarps, 2) {   \
-    LK_DYNAMIC_SHARED(shared);                                     \
-    moe_up<Block>(args, shared);                                   \
-  }                                                                \
-  LK_KERNEL_BOUNDS(moe_down_##name, MoeArgs, 32 * kMostWarps, 2) { \
-    LK_DYNAMIC_SHARED(shared);                                     \
-    moe_down<Block>(args, shared);                                 \
+#define LUTKERN_MOE_ONE(name, Block)                                                                 \
+  LK_KERNEL_BOUNDS(moe_up_##name, MoeArgs, 32 * most_warps(static_cast<int>(FormatId::name)), 2) {   \
+    LK_DYNAMIC_SHARED(shared);                                                                       \
+    moe_up<Block>(args, shared);                                                                     \
+  }                                                                                                  \
+  LK_KERNEL_BOUNDS(moe_down_##name, MoeArgs, 32 * most_warps(static_cast<int>(FormatId::name)), 2) { \
+    LK_DYNAMIC_SHARED(shared);                                                                       \
+    moe_down<Block>(args, shared);                                                                   \
   }
 LUTKERN_CUDA_TILE_FORMATS(LUTKERN_MOE_ONE)
 #undef LUTKERN_MOE_ONE
 
-LK_KERNEL_BOUNDS(moe_up_mixed, MoeArgs, 32 * kMostWarps, 1) {
+LK_KERNEL_BOUNDS(moe_up_mixed, MoeArgs, 32 * kMixedWarps, 1) {
   LK_DYNAMIC_SHARED(shared);
   moe_up_of_two(args, shared);
 }

@@ -4,7 +4,7 @@
 //   item      a tile of a segment, in order of segments; warp w has the items w, w + warps, ...
 //
 //   load the words of the first item
-//   for each item: sum += dot256(words, staged), which loads the words of the next as it uses these up
+//   for each item: sum = dot256(words, staged), which loads the words of the next as it uses these up
 //                  the last of a segment: give the sum to the sink
 //
 // So the next words are under way while these are multiplied, in the same registers. Which warp has which item depends on their number only,
@@ -69,17 +69,20 @@ struct Walk {
   int segment;  // and where it is
   int tile;
   const uint8_t* from;
+  uint32_t row;  // in the tile: the lane
   LaneWords<Block> words;
 
-  LK_MEMBER void begin(const Items& all, const uint8_t* all_segments) {
+  LK_MEMBER void begin(const Items& all, const uint8_t* all_segments, uint32_t lane) {
     items = all;
+    row = kept(lane);
     segments = all_segments;
     item = static_cast<int>(warp());
     segment = all.segment;
     tile = all.first + item;
+    words = {};  // without a value on every path they would live, as registers, from one walk to the next
     if (item >= all.count) return;
     find_segment();
-    load_words(words, from, lane());
+    load_words(words, from, row);
   }
 
   template <class Sink>
@@ -102,7 +105,7 @@ struct Walk {
         find_segment();
         x -= x_back * (segment - this_segment);
       }
-      sum += dot256<Block>(words, dot, this_x, more, from);
+      sum = dot256<Block>(words, dot, this_x, more, from, row, sum);
       if (last) {
         sink.add(this_segment, load_segment(segments, this_segment).factor, sum);
         sum = 0.0f;

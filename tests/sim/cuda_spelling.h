@@ -189,6 +189,15 @@ LK_LOADS()
 LK_LOADS(constant_)
 LK_LOADS(stream_)
 #undef LK_LOADS
+#define LK_LOAD_IF(bytes, T)                                                                         \
+  LK_DEVICE void stream_load##bytes##_if(bool condition, const void* p, T& v, Site site = LK_SITE) { \
+    if (condition) v = stream_load##bytes(p, site);                                                  \
+  }
+LK_LOAD_IF(16, Words4)
+LK_LOAD_IF(8, Words2)
+LK_LOAD_IF(4, uint32_t)
+LK_LOAD_IF(2, uint32_t)
+#undef LK_LOAD_IF
 LK_DEVICE uint32_t constant_load1(const void* p, Site site = LK_SITE) { return checked_load<uint8_t>(p, site); }
 LK_DEVICE void store16(void* p, Words4 v, Site site = LK_SITE) { checked_store(p, v, site); }
 LK_DEVICE void store8(void* p, Words2 v, Site site = LK_SITE) { checked_store(p, v, site); }
