@@ -91,7 +91,8 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--no-cache", action="store_true", help="pack anew and do not keep the packed weights")
     quality.add_options(add("quality", quality.run, "how far a packed GGUF file is from its original"))
     bench.add_options(add("bench", bench.run, "how fast the operations run here, beside the memory and ggml"))
-    add("selftest", _selftest, "compare every kernel of this build with the reference")
+    selftest = add("selftest", _selftest, "compare every kernel of this build with the reference")
+    selftest.add_argument("--device", default="cpu", metavar="D", help="cpu, cuda or cuda:N (default: cpu)")
     return parser
 
 
@@ -194,9 +195,9 @@ def _demo(options: argparse.Namespace) -> int:
 
 
 def _selftest(options: argparse.Namespace) -> int:
-    from .selftest import run
+    from .selftest import run, run_gpu
 
-    found = run()
+    found = run() if options.device == "cpu" else run_gpu(options.device)
     if options.json:
         _print_json(found)
     else:
@@ -205,6 +206,8 @@ def _selftest(options: argparse.Namespace) -> int:
             for r in found["results"]
         ]
         print(table(("format", "isa", "operation", "result", "error"), rows))
+        for copy in found.get("copy", ()):
+            print(f"copy of {copy['bytes'] >> 20} MiB: {copy['gbytes_per_s']:.1f} GB/s, read and written")
         failed = sum(not r["ok"] for r in found["results"])
         print(f"\n{len(rows)} checks, {failed} failed")
     return 0 if found["ok"] else _FAILED

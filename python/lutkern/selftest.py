@@ -1,4 +1,4 @@
-"""`lutkern selftest`: every kernel of this machine against the golden vectors in the package.
+"""`lutkern selftest`: every kernel of this machine, or of a GPU, against the golden vectors in the package.
 
 The vectors come from the gguf package and from float64 arithmetic, not from the kernels; NumPy alone is needed to hold
 against them.
@@ -20,10 +20,13 @@ from . import _core
 from .formats import formats
 from .moe import moe
 from .ops import dequantize, matmul, matvec
+from .places import device_name, device_number
 from .runtime import expect_environment, info, isas, use_isa
 from .tensor import PackedTensor
 
 _Check = tuple[str, str, str | None]  # format, operation, error
+_TOKENS = (1, 4, 16)  # of a GPU, whose kernels differ by them
+_COPY_BYTES = (1 << 20, 16 << 20, 256 << 20)
 
 
 def _tensor(text: str, fmt: str, shape: list[int]) -> PackedTensor:
@@ -64,6 +67,99 @@ def _checks(golden: dict[str, Any]) -> Iterator[_Check]:
     weights = np.array(layer["weights"], np.float32)
     mixed = "+".join(v["format"] for v in layer["tensors"].values())
     yield mixed, "moe", _outside(moe(x / 256, layer["ids"], weights, gate, up, down), layer["y"], layer["bound"])
+
+
+def _repeated(values: list[float], width: int, tokens: int) -> list[float]:
+    """Return the golden rows again and again, for as many tokens as wanted."""
+    rows = np.array(values).reshape(-1, width)
+    found: list[float] = rows[np.arange(tokens) % len(rows)].reshape(-1).tolist()
+    return found
+
+
+def _one_hot(t: PackedTensor, weights: npt.NDArray[np.float32], tokens: int) -> str | None:
+    """One activation of 127 is exact as an integer: its product is 127 times a weight, rounded twice at most."""
+    columns = np.linspace(0, t.shape[1] - 1, tokens).astype(int)
+    x = np.zeros((tokens, t.shape[1]), np.float32)
+    x[np.arange(tokens), columns] = 127.0
+    y = matmul(t, x) if tokens > 1 else matvec(t, x[0])[None]
+    expected = 127.0 * weights[:, columns].T.astype(np.float64)
+    if np.all(np.abs(y - expected) <= 2.0**-21 * np.abs(weights).max() * 127):
+        return None
+    return "a product with one activation is not 127 times the weight"
+
+
+def _gpu_checks(golden: dict[str, Any], device: str) -> Iterator[_Check]:
+    x = (np.array(golden["x_64ths"]) / 64).astype(np.float32)
+    rows = golden["shape"][0]
+    for fmt in formats():
+        entry = golden["formats"].get(fmt.name)
+        if entry is None:
+            yield fmt.name, "all", "no golden vector for this format"
+            continue
+        here = _tensor(entry["blocks"], fmt.name, golden["shape"])
+        for layout in ("blocks", "tiles"):
+            if layout == "tiles" and not _core.device_has_tiles(device_number("selftest", device), fmt.ggml_type):
+                continue
+            t = here.to(device=device, layout=layout)
+            same = np.array_equal(t.blocks(), here.blocks())
+            yield fmt.name, f"blocks of {layout}", None if same else "the bytes differ after the way there and back"
+            weights = dequantize(t).numpy()
+            found = hashlib.sha256(weights.astype("<f4").tobytes()).hexdigest()
+            differ = found != entry["dequantized_sha256"]
+            yield fmt.name, f"dequantize {layout}", "the weights differ from the definition" if differ else None
+            for tokens in _TOKENS:
+                many = x[np.arange(tokens) % len(x)]
+                y = matmul(t, many) if tokens > 1 else matvec(t, many[0])
+                expected, bound = (_repeated(entry[key], rows, tokens) for key in ("matmul", "bound"))
+                yield fmt.name, f"{layout}, {tokens} tokens", _outside(y, expected, bound)
+                yield fmt.name, f"{layout}, {tokens} tokens, integers", _one_hot(t, weights, tokens)
+    yield from _gpu_layer(golden["moe"], x / 256, device)
+
+
+def _gpu_layer(layer: dict[str, Any], x: npt.NDArray[np.float32], device: str) -> Iterator[_Check]:
+    tensors = [_tensor(v["blocks"], v["format"], v["shape"]).to(device=device) for v in layer["tensors"].values()]
+    mixed = "+".join(v["format"] for v in layer["tensors"].values())
+    for tokens in _TOKENS:
+        pick = np.arange(tokens) % len(x)
+        ids, weights = np.array(layer["ids"])[pick], np.array(layer["weights"], np.float32)[pick]
+        y = moe(x[pick], ids, weights, *tensors)
+        expected, bound = (_repeated(layer[key], x.shape[1], tokens) for key in ("y", "bound"))
+        yield mixed, f"moe, {tokens} tokens", _outside(y, expected, bound)
+
+
+def run_gpu(device: str, progress: Callable[[str], None] | None = None) -> dict[str, Any]:
+    """Check every format, layout and operation on a GPU, and measure how fast it copies its own memory.
+
+    Returns
+    -------
+    dict
+        As that of `run`; the ``isa`` of a result is the device. ``copy``: bytes and GB/s, read and written.
+
+    Raises
+    ------
+    RuntimeError
+        If the device is not there.
+    """
+    from .bench.gpu import copy_rate
+
+    name = device_name(device_number("selftest", device))
+    golden = json.loads(resources.files(__package__).joinpath("golden.json").read_text())
+    results = []
+    for fmt, op, error in _gpu_checks(golden, name):
+        if progress is not None:
+            progress(f"{fmt} {op}")
+        results.append({"format": fmt, "isa": name, "op": op, "ok": error is None, "error": error})
+    machine = info()
+    found = next(d for d in machine["cuda"]["devices"] if d["name"] == name)
+    sizes = [n for n in _COPY_BYTES if 4 * n <= found["free_bytes"]]
+    return {
+        "ok": all(r["ok"] for r in results),
+        "version": machine["version"],
+        "machine": machine["machine"],
+        "cuda": machine["cuda"],
+        "copy": [{"bytes": n, "gbytes_per_s": copy_rate(name, n, 0.1) / 1e9} for n in sizes],
+        "results": results,
+    }
 
 
 def run(progress: Callable[[str], None] | None = None) -> dict[str, Any]:

@@ -6,9 +6,10 @@ import argparse
 import json
 import re
 import sys
+from pathlib import Path
 
 from ..text_table import table
-from . import measure
+from . import gpu, measure
 from .measure import Result, Row
 from .options import CLOCKS, LAYOUT_CHOICES, Options
 from .weights import MODELS, OPERATIONS
@@ -42,11 +43,16 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--megabytes", type=int, default=default.megabytes, metavar="N", help=megabytes)
     clock = "wall time, or CPU time of one thread on a busy machine (default: %(default)s)"
     add("--clock", choices=CLOCKS, default=default.clock, help=clock)
+    add("--device", default="cpu", metavar="D", help="cpu, cuda or cuda:N (default: %(default)s)")
+    add("--quick", action="store_true", help="on a GPU: two formats, 1 and 16 tokens")
+    add("--record", type=Path, metavar="FILE.csv", help="on a GPU: also write the rows there, and a .json beside it")
     add("--no-rival", action="store_true", help="do not measure ggml")
 
 
 def run(options: argparse.Namespace) -> int:
     """Measure and print; the exit code. Raises as `measure.run` does, ValueError also for a wrong --shape."""
+    if options.device != "cpu":
+        return _run_gpu(options)
     found = measure.run(
         Options(
             formats=tuple(options.format),
@@ -63,6 +69,32 @@ def run(options: argparse.Namespace) -> int:
         report=lambda line: None if options.json else print(line, file=sys.stderr, flush=True),
     )
     print(json.dumps(found.to_dict(), indent=2) if options.json else text_of(found))
+    return 0
+
+
+def _run_gpu(options: argparse.Namespace) -> int:
+    shapes = gpu.Options().shapes
+    if options.shape is not None:
+        shapes = {"": _shape(options.shape)}
+    elif options.model or options.quick:
+        model = options.model or "glm-4.7"
+        shapes = {model: MODELS[model]}
+    found = gpu.run(
+        gpu.Options(
+            device=options.device,
+            formats=tuple(options.format),
+            ops=tuple(op for op in dict.fromkeys(options.op) if op != "dequantize"),
+            shapes=shapes,
+            tokens=tuple(options.tokens),
+            seconds=options.seconds,
+            n_bytes=options.megabytes << 20,
+            quick=options.quick,
+        ),
+        report=lambda line: None if options.json else print(line, file=sys.stderr, flush=True),
+    )
+    if options.record is not None:
+        gpu.write_record(found, options.record)
+    print(json.dumps(found, indent=2) if options.json else gpu.text_of(found))
     return 0
 
 
