@@ -1,7 +1,7 @@
 // Every format in both layouts, with int8 or float activations: what runs where no kernel of its own exists.
 //
-//   y = sum over 8 columns of x.scale * (scale * (codes . x.q) + offset * sum(x.q))        int8 activations
-//   y = sum over columns of weight * x                                                     exact, float formats
+//   y = sum over 16 columns of x.scale * (scale * (codes . x.q) + offset * sum(x.q))        int8 activations
+//   y = sum over columns of weight * x                                                      exact, float formats
 //
 // Reads rows of GGUF blocks, or tiles (tile.h): row r of a matrix is lane r % 32 of row r / 32 of tiles. Activations wait in
 // shared memory, a chunk of 1024 columns at a time. A warp has a row, a lane every 32nd codeword of 8 columns:
@@ -117,8 +117,11 @@ LK_DEVICE void dot_integers(const Codeword& w, const Staged& x, int n, int token
     const Words2 codes = load8(codes_of(x, t) + 2 * n);
     const int dot = dp4a(w.codes[1], codes.y, dp4a(w.codes[0], codes.x, 0));
     float sum = w.scale * static_cast<float>(dot);
-    if (w.has_offset) {
-      const int total = dp4a(0x01010101u, codes.y, dp4a(0x01010101u, codes.x, 0));
+    // Sums of activations cancel: those of the 16 columns of an offset are integers until the end.
+    if (w.has_offset && n % 2 == 0) {
+      const Words2 next = load8(codes_of(x, t) + 2 * n + 2);
+      int total = dp4a(0x01010101u, codes.y, dp4a(0x01010101u, codes.x, 0));
+      total = dp4a(0x01010101u, next.y, dp4a(0x01010101u, next.x, total));
       sum = fma_f32(w.offset, static_cast<float>(total), sum);
     }
     acc[t] = fma_f32(scales_of(x, t)[n / 4], sum, acc[t]);
