@@ -336,7 +336,7 @@ pairs = pytest.mark.parametrize("pair", PAIRS, ids="+".join)
 @pytest.mark.parametrize("tiled", sim.TILE_FORMATS)
 def test_experts_are_the_reference(pair, tiled):
     assert_layer(pair, layer_of(pair, tiled, tokens=3, k=2, seed=1))
-    assert_layer(pair, layer_of(pair, tiled, tokens=17, k=3, inter=31, hidden=100, seed=2))
+    assert_layer(pair, layer_of(pair, tiled, tokens=11, k=3, inter=31, hidden=100, seed=2))
 
 
 @pairs
@@ -364,7 +364,7 @@ def test_experts_of_any_format_are_the_reference(fmt, exact):
 @pytest.mark.parametrize("tokens", [1, 9, 33])
 def test_layers_of_several_tiles(pair, tokens):
     """More rows of h than one tile, and experts with none, one and many tokens."""
-    layer = layer_of(pair, "iq1_s", tokens=tokens, k=2, experts=4, inter=300, hidden=520, seed=tokens)
+    layer = layer_of(pair, "iq1_s", tokens=tokens, k=2, experts=4, inter=70, hidden=264, seed=tokens)
     layer.ids[:] = np.where(np.arange(tokens)[:, None] % 8 == 7, [[3, 0]], [[2, 0]])
     assert_layer(pair, layer)
 

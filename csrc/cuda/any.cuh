@@ -280,7 +280,7 @@ LK_KERNEL_BOUNDS(moe_up_any, MoeArgs, 32 * kAnyWarps, 2) {
   const Input x = input_of(args.x);
   const int64_t stride = args.h.q ? args.h.stride : args.h_stride;
   for (int64_t first = int64_t{block_y()} * kGroup; first < stride; first += int64_t{blocks_y()} * kGroup) {
-    for (int pass = args.gate.data ? 0 : 2; pass < 4; ++pass) {
+    for (int pass = args.gate.data ? 0 : 2; pass < 4 && first < args.up.rows; ++pass) {
       WeightArgs w = args.up;
       if (pass < 2) w = args.gate;
       const int place = pass % 2 * kAnyWarps + static_cast<int>(warp());

@@ -60,7 +60,3 @@ const char* lk_sim_kernel_at(int32_t index, size_t* args_bytes) {
   if (args_bytes != nullptr) *args_bytes = kernel->args_bytes;
   return kernel->name;
 }
-
-int32_t lk_sim_tile_bytes(int32_t format) {
-  return lutkern::cuda::tile_bytes(static_cast<lutkern::FormatId>(format));
-}

@@ -25,8 +25,6 @@ LK_SIM_API void lk_sim_register(const void* begin, size_t bytes);
 LK_SIM_API void lk_sim_unregister(const void* begin);
 // Shared memory of a block, 232448 bytes (227 KiB) if never called.
 LK_SIM_API void lk_sim_shared_limit(uint32_t bytes);
-// Bytes of a tile of a format (FormatId); 0: it has none.
-LK_SIM_API int32_t lk_sim_tile_bytes(int32_t format);
 // Name and size of the args of kernel index, in no order; null past the end.
 LK_SIM_API const char* lk_sim_kernel_at(int32_t index, size_t* args_bytes);
 
