@@ -5,7 +5,7 @@
 #   LUTKERN_CUDA_ARCHITECTURES   what native code is made for; everything newer runs the PTX
 #   LUTKERN_NVCC                 the nvcc to take
 #
-# One front-end run per virtual architecture makes PTX, ptxas makes a cubin of it for each device, fatbinary joins them; not
+# The front end makes PTX of two virtual architectures, ptxas makes a cubin of it for each device, fatbinary joins them; not
 # compressed, because older drivers cannot undo what newer toolkits do, and a wheel is compressed anyway. The oldest PTX is
 # embedded beside it, in the oldest version of the language that can hold it, for drivers that refuse code of this nvcc.
 
@@ -106,10 +106,12 @@ function(lutkern_ptx virtual)
     VERBATIM)
 endfunction()
 
-# Devices of one family share a PTX: 86 and 89 have what 80 has.
+# The text knows two machines, with the matrix units and copies of 80 and without: the front end, which costs most, runs twice.
 function(lutkern_virtual architecture out)
-  set(${out} ${architecture} PARENT_SCOPE)
-  if(architecture MATCHES "^8[0-9]$")
+  string(REGEX REPLACE "[a-z]$" "" number ${architecture})
+  if(number LESS 80)
+    set(${out} 75 PARENT_SCOPE)
+  else()
     set(${out} 80 PARENT_SCOPE)
   endif()
 endfunction()

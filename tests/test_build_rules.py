@@ -65,6 +65,14 @@ def test_includes_of_the_library() -> None:
         ),
         ("pack/packer.cpp", '#include "nowhere.h"', "which is no file of csrc/ beside it"),
         ("fast/gemv.cpp", '#include "../tensor.h"', "but no rule names fast"),
+        (
+            "cuda/tile.h",
+            '#include "../cpu/kernels.h"',
+            "but cuda may include only: cpu/operations.h, cuda, formats, parallel.h, tensor.h",
+        ),
+        ("cuda/tile.h", '#include "cuda_spelling.h"', "which is no file of csrc/ beside it"),
+        ("cuda/matvec.cuh", "#include <cuda_fp16.h>", "which is the CUDA toolkit's"),
+        ("cuda/driver.cpp", "#include <cuda.h>", "which is the CUDA toolkit's"),
     ],
 )
 def test_broken_include_is_reported(file: str, line: str, problem: str, tmp_path: Path) -> None:

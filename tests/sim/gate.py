@@ -36,7 +36,6 @@ HERE = Path(__file__).resolve().parent
 SOURCE = HERE.parents[1] / "csrc" / "cuda" / "kernels.cu"
 BUDGETS = HERE / "budgets.json"
 ARCHITECTURES = ("sm_75", "sm_80", "sm_90a", "sm_120")
-VIRTUAL = {"sm_86": "compute_80", "sm_89": "compute_80"}  # as in cmake/cuda.cmake
 OPTIONS = ("-std=c++17", "-O3", "-fmad=false")
 SLACK = 1.03
 # H200: multiprocessors, clocks per second, bytes per second of memory, instructions of threads issued per clock
@@ -69,7 +68,7 @@ def run_tool(command: list[str]) -> str:
 
 def compile_cubin(source: Path, arch: str, patterns: list[str], folder: Path) -> Path:
     """Return a cubin, made in a folder, of the kernels whose names match, of all if there is no pattern."""
-    virtual = VIRTUAL.get(arch, arch.replace("sm_", "compute_"))
+    virtual = "compute_75" if arch == "sm_75" else "compute_80"  # as in cmake/cuda.cmake
     ptx, cubin = folder / f"{virtual}.ptx", folder / f"{arch}.cubin"
     run_tool([find_tool("nvcc"), "-ptx", f"-arch={virtual}", *OPTIONS, str(source), "-o", str(ptx)])
     names = re.findall(r"\.entry (\w+)", ptx.read_text(encoding="utf-8"))
