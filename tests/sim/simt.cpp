@@ -557,13 +557,20 @@ void copy_later(void* to, const void* from, size_t bytes, Site site) {
 
 void copy_commit() { ++g.now->groups_begun; }
 
+static void watch_copy(const Copy& copy) {
+  for (const void* p : {copy.from, static_cast<const void*>(copy.to)}) {
+    check_access(p, copy.bytes, p == copy.to, copy.site);
+    const char* text = watch_access(reinterpret_cast<uintptr_t>(p), copy.bytes, p == copy.to);
+    if (text != nullptr) fail(copy.site, "%s", text);
+  }
+}
+
 void copy_wait(int groups) {
   std::vector<Copy>& copies = g.now->copies;
   size_t n = 0;
   while (n < copies.size() && copies[n].group < g.now->groups_begun - groups) {
     const Copy& copy = copies[n++];
-    check_access(copy.from, copy.bytes, false, copy.site);
-    check_access(copy.to, copy.bytes, true, copy.site);
+    watch_copy(copy);
     memcpy(copy.to, copy.from, copy.bytes);
   }
   copies.erase(copies.begin(), copies.begin() + static_cast<ptrdiff_t>(n));
@@ -573,6 +580,7 @@ void check_access(const void* p, size_t bytes, bool is_write, Site site) {
   if (reinterpret_cast<uintptr_t>(p) % bytes != 0) {
     fail(site, "%s %zu bytes at %p, expected a multiple of %zu", is_write ? "writes" : "reads", bytes, p, bytes);
   }
+  if (watch_site(p, site)) return;
   const char* text = watch_access(reinterpret_cast<uintptr_t>(p), bytes, is_write);
   if (text != nullptr) fail(site, "%s", text);
 }

@@ -27,13 +27,14 @@ enum : uint32_t { kRedStamp = 0xffffffffu, kPageBytes = 4096 };
 enum : size_t { kMaxPages = 8192, kKeptPages = 256 };
 enum : uint16_t { kOneReader = 0, kReadersOfWarp = 1, kReadersOfBlock = 2 };
 
-// Of one byte of shared memory: its last write, and who read it since.
-struct SharedByte {
+// Of one word of shared memory, or one byte: its last write, and who read it since.
+struct SharedCell {
   uint32_t write;
   uint32_t read;
   uint16_t writer;
   uint16_t reader;
   uint16_t readers;
+  uint16_t is_split;  // a word: its bytes have cells of their own
 };
 
 struct GlobalByte {
@@ -54,13 +55,16 @@ struct Range {
 struct Watch {
   Range args;
   Range shared;
-  std::vector<SharedByte> shadow;
+  std::vector<SharedCell> words;
+  std::vector<SharedCell> split;  // bytes
   std::unordered_map<uintptr_t, std::unique_ptr<Page>> pages;
   uintptr_t last_number = 0;  // of the page that was used last
   Page* last_page = nullptr;
   std::vector<Range> registered;  // in order
   Range last_registered = {0, 0};
-  Range image = {0, 0};  // the text's own tables
+  Range image = {0, 0};        // the text's own tables
+  const void* told = nullptr;  // the last checked access, and where it is
+  Site site;
   char text[256];
 };
 
@@ -101,7 +105,7 @@ const char* race(const char* where, bool is_write, size_t offset, uint32_t other
   return g.text;
 }
 
-void note_read(SharedByte& byte) {
+void note_read(SharedCell& byte) {
   const uint16_t self = static_cast<uint16_t>(here.thread);
   if (byte.read < g_clock.barrier) {
     byte.readers = kOneReader;
@@ -118,35 +122,61 @@ void note_read(SharedByte& byte) {
   byte.read = g_clock.now;
 }
 
-bool may_overwrite(const SharedByte& byte) {
+bool may_overwrite(const SharedCell& byte) {
   if (byte.read < g_clock.barrier) return true;
   if (byte.readers == kReadersOfBlock) return false;
   if (byte.readers == kOneReader && byte.reader == here.thread) return true;
   return warp_of(byte.reader) == warp_of(here.thread) && byte.read < g_clock.warp[warp_of(here.thread)];
 }
 
-const char* shared_access(uintptr_t begin, size_t bytes, bool is_write) {
+const char* touch(SharedCell& cell, size_t offset, bool is_write) {
   static const char kWhere[] = "shared memory";
+  if (cell.write == kRedStamp) {
+    return is_write ? "writes outside of its shared array" : "reads outside of its shared array";
+  }
+  if (!g_sees_all) return nullptr;
+  const bool is_written = cell.write >= g_clock.block;
+  if (!is_written && !is_write) return "reads shared memory that no thread has written";
+  if (is_written && !is_ordered(cell.write, cell.writer)) return race(kWhere, is_write, offset, cell.writer, "wrote");
+  if (!is_write) {
+    note_read(cell);
+    return nullptr;
+  }
+  if (!may_overwrite(cell)) return race(kWhere, true, offset, cell.reader, "read");
+  cell.write = g_clock.now;
+  cell.writer = static_cast<uint16_t>(here.thread);
+  cell.read = 0;
+  return nullptr;
+}
+
+void split_word(size_t word) {
+  if (g.words[word].is_split) return;
+  for (size_t i = 0; i < 4; ++i) g.split[4 * word + i] = g.words[word];
+  g.words[word].is_split = 1;
+}
+
+// Words are kept whole as long as only whole words are touched.
+const char* shared_access(uintptr_t begin, size_t bytes, bool is_write) {
   const size_t first = begin - g.shared.begin;
-  for (size_t i = first; i < first + bytes; ++i) {
-    SharedByte& byte = g.shadow[i];
-    if (byte.write == kRedStamp) {
-      return is_write ? "writes outside of its shared array" : "reads outside of its shared array";
-    }
-    if (!g_sees_all) continue;
-    const bool is_written = byte.write >= g_clock.block;
-    if (!is_written && !is_write) return "reads shared memory that no thread has written";
-    if (is_written && !is_ordered(byte.write, byte.writer)) return race(kWhere, is_write, i, byte.writer, "wrote");
-    if (!is_write) {
-      note_read(byte);
+  const char* text = nullptr;
+  for (size_t i = first; i < first + bytes && text == nullptr;) {
+    SharedCell& word = g.words[i / 4];
+    const bool is_whole = i % 4 == 0 && i + 4 <= first + bytes;
+    if (is_whole && !word.is_split) {
+      text = touch(word, i, is_write);
+      i += 4;
       continue;
     }
-    if (!may_overwrite(byte)) return race(kWhere, true, i, byte.reader, "read");
-    byte.write = g_clock.now;
-    byte.writer = static_cast<uint16_t>(here.thread);
-    byte.read = 0;
+    split_word(i / 4);
+    const size_t end = std::min(i / 4 * 4 + 4, first + bytes);
+    for (size_t j = i; j < end && text == nullptr; ++j) text = touch(g.split[j], j, is_write);
+    if (is_whole && is_write) {
+      word = g.split[i];
+      word.is_split = 0;
+    }
+    i = end;
   }
-  return nullptr;
+  return text;
 }
 
 Page* find_page(uintptr_t number, bool make) {
@@ -213,10 +243,11 @@ void watch_launch(const void* args, size_t args_bytes, uint8_t* shared, size_t s
   g.args = {from, from + args_bytes};
   const uintptr_t low = reinterpret_cast<uintptr_t>(shared);
   g.shared = {low, low + shared_bytes};
-  g.shadow.resize(shared_bytes);
+  g.words.resize(shared_bytes / 4 + 1);
+  g.split.resize(4 * g.words.size());
   if (g_clock.now > 0x40000000u) {  // far from kRedStamp
     g_clock = Clock();
-    std::fill(g.shadow.begin(), g.shadow.end(), SharedByte());
+    std::fill(g.words.begin(), g.words.end(), SharedCell());
     g.pages.clear();
   }
   if (g.pages.size() > kKeptPages) g.pages.clear();
@@ -240,7 +271,11 @@ void watch_block() {
 
 void watch_red_zone(const uint8_t* p, size_t bytes, bool on) {
   const size_t first = reinterpret_cast<uintptr_t>(p) - g.shared.begin;
-  for (size_t i = first; i < first + bytes; ++i) g.shadow[i].write = on ? uint32_t{kRedStamp} : 0;
+  for (size_t i = first; i < first + bytes; ++i) {
+    split_word(i / 4);
+    g.split[i].write = on ? uint32_t{kRedStamp} : 0;
+    if (!on && i % 4 == 3) g.words[i / 4] = SharedCell();
+  }
 }
 
 const char* watch_access(uintptr_t begin, size_t bytes, bool is_write) {
@@ -250,6 +285,12 @@ const char* watch_access(uintptr_t begin, size_t bytes, bool is_write) {
   const char* text = outside(begin, bytes, is_write);
   if (text != nullptr || !g_sees_all) return text;
   return global_race(begin, bytes, is_write);
+}
+
+bool watch_site(const void* p, Site site) {
+  g.told = p;
+  g.site = site;
+  return g_sees_all;
 }
 
 void register_memory(const void* begin, size_t bytes) {
@@ -265,7 +306,9 @@ void unregister_memory(const void* begin) {
 static void watched(const void* p, size_t bytes, bool is_write, const void* code) {
   if (!is_running) return;
   const char* text = watch_access(reinterpret_cast<uintptr_t>(p), bytes, is_write);
-  if (text != nullptr) fail_at(code, text);
+  if (text == nullptr) return;
+  if (p == g.told) fail(g.site, "%s", text);
+  fail_at(code, text);
 }
 
 }  // namespace sim

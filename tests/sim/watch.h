@@ -10,6 +10,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "simt.h"
+
 namespace lutkern {
 namespace sim {
 
@@ -33,6 +35,9 @@ void watch_red_zone(const uint8_t* p, size_t bytes, bool on);
 
 // One access; where it breaks a rule, the text of it, and null otherwise. Valid until the next call.
 const char* watch_access(uintptr_t begin, size_t bytes, bool is_write);
+
+// The place of the access that comes next; true if it will be watched by itself.
+bool watch_site(const void* p, Site site);
 
 // Where something is registered, global memory is what is registered.
 void register_memory(const void* begin, size_t bytes);
