@@ -199,15 +199,15 @@ def _fetched(x: Any, queue: Queue) -> FloatInput:
     """Return x of a device as numbers of the CPU."""
     seen = view("moe", "x", x, queue)
     _, dtype, rows, cols, row_stride, _ = float_numbers("moe", "x", seen, 2)
-    flat = _copied(seen, (rows - 1) * row_stride + cols if rows else 0)
+    flat = _copied(seen, (rows - 1) * row_stride + cols if rows else 0, queue)
     steps = (row_stride * flat.itemsize, flat.itemsize)
     return FloatInput(np.lib.stride_tricks.as_strided(flat, (rows, cols), steps), dtype)
 
 
-def _copied(seen: View, size: int) -> npt.NDArray[Any]:
+def _copied(seen: View, size: int, queue: Queue) -> npt.NDArray[Any]:
     flat = np.empty(size, _BITS.get(seen.dtype, seen.dtype))
     if size:
-        _core.copy_out(flat, seen.address, seen.device, 0)
+        _core.copy_out(flat, seen.address, seen.device, queue.handle)
     return flat
 
 
@@ -221,7 +221,7 @@ def _routes(name: str, x: Any, place: int, queues: dict[int, Queue]) -> npt.NDAr
         seen = view("moe", f"expert_{name}", x, queues[where])
         if not seen.contiguous:
             raise ValueError(f"moe: expert_{name} has strides {seen.strides}, expected a C-contiguous array")
-        flat = _copied(seen, int(np.prod(seen.shape))).reshape(seen.shape)
+        flat = _copied(seen, int(np.prod(seen.shape)), queues[where]).reshape(seen.shape)
         x = (flat.astype(np.uint32) << 16).view(np.float32) if seen.dtype == "bfloat16" else flat
     return ids_input(x) if name == "ids" else weights_input(x)
 

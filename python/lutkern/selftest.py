@@ -113,7 +113,7 @@ def _gpu_checks(golden: dict[str, Any], device: str) -> Iterator[_Check]:
                 expected, bound = (_repeated(entry[key], rows, tokens) for key in ("matmul", "bound"))
                 yield fmt.name, f"{layout}, {tokens} tokens", _outside(y, expected, bound)
                 yield fmt.name, f"{layout}, {tokens} tokens, integers", _one_hot(t, weights, tokens)
-    yield from _gpu_layer(golden["moe"], x / 256, device)
+    yield from _gpu_layer(golden["moe"], x / np.float32(256), device)
 
 
 def _gpu_layer(layer: dict[str, Any], x: npt.NDArray[np.float32], device: str) -> Iterator[_Check]:

@@ -11,8 +11,9 @@ import datetime
 import json
 import platform
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -85,7 +86,7 @@ class Row:
     error: float
 
 
-def time_graph(stream: Stream, calls: list[Callable[[], object]], seconds: float) -> float:
+def time_graph(stream: Stream, calls: Sequence[Callable[[], object]], seconds: float) -> float:
     """Return the seconds that one call takes: the median over rounds of a graph of all calls."""
     calls[0]()
     stream.synchronize()
@@ -186,10 +187,16 @@ def _row(
 ) -> Row:
     kernel = supports(fmt, op, t.device, layout=t.layout, tokens=tokens) or "-"
     speed = n_bytes / seconds
+    rows, cols = t.shape[1:]
+    timed = {
+        "microseconds": 1e6 * seconds,
+        "gweights_per_s": weights / seconds / 1e9,
+        "gbytes_per_s": speed / 1e9,
+        "copy_part": speed / rate,
+    }
     return Row(
-        fmt.name, op, model, *t.shape[1:], tokens, kernel, 1e6 * seconds, weights / seconds / 1e9, speed / 1e9,
-        speed / rate, error,
-    )  # fmt: skip
+        format=fmt.name, op=op, model=model, rows=rows, cols=cols, tokens=tokens, kernel=kernel, error=error, **timed
+    )
 
 
 def _input(tokens: int, cols: int) -> Any:
@@ -208,7 +215,7 @@ def _product(t: PackedTensor, blocks: Any, op: str, tokens: int, seconds: float)
     some = np.unique(np.linspace(0, rows - 1, min(rows, 16)).astype(int))
     exact = x.astype(np.float64) @ defined(blocks[0, some], t.format.name, (len(some), cols)).astype(np.float64).T
     error = relative_error(out.numpy()[..., some], exact)
-    calls = [lambda w=w: run_one(w, there, out=out, stream=stream) for w in experts]  # type: ignore[misc]
+    calls = [partial(run_one, w, there, out=out, stream=stream) for w in experts]
     return time_graph(stream, calls, seconds), error
 
 
@@ -243,7 +250,7 @@ class _Layer:
         call(there_ids[0])
         one = moe(x[:1], ids[0, :1], shares[:1], *self.here, exact=True)
         self.error = relative_error(out.numpy()[:1], one)
-        calls = [lambda i=i: call(i) for i in there_ids]  # type: ignore[misc]
+        calls = [partial(call, i) for i in there_ids]
         return time_graph(stream, calls, seconds), float(np.mean([len(np.unique(i)) for i in ids]))
 
 
