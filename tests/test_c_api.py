@@ -47,7 +47,7 @@ import _ctypes, ctypes, sys
 class Tensor(ctypes.Structure):
     _fields_ = [("type", ctypes.c_int32), ("layout", ctypes.c_int32), ("experts", ctypes.c_int64),
                 ("rows", ctypes.c_int64), ("cols", ctypes.c_int64),
-                ("data", ctypes.c_void_p), ("nbytes", ctypes.c_size_t)]
+                ("data", ctypes.c_void_p), ("nbytes", ctypes.c_size_t), ("device", ctypes.c_int32)]
 data = ctypes.create_string_buffer(34 * 16 * 1024)
 out = (ctypes.c_float * (1024 * 512))()
 weight = Tensor(8, 0, 1, 1024, 512, ctypes.addressof(data), len(data))

@@ -204,7 +204,8 @@ def _cuda_info() -> dict[str, Any]:
         "absent": _core.device_absent(CUDA),
         "built_for": made_for,
         "image_bytes": image_bytes,
-        "devices": [asdict(d) for d in gpus],
+        # What JSON holds, and the same at each call
+        "devices": [{**asdict(d), "capability": list(d.capability or ()), "free_bytes": None} for d in gpus],
         "kernels": kernels,
     }
 

@@ -21,7 +21,7 @@ from .formats import formats
 from .moe import moe
 from .ops import dequantize, matmul, matvec
 from .places import device_name, device_number
-from .runtime import expect_environment, info, isas, use_isa
+from .runtime import devices, expect_environment, info, isas, use_isa
 from .tensor import PackedTensor
 
 _Check = tuple[str, str, str | None]  # format, operation, error
@@ -150,8 +150,8 @@ def run_gpu(device: str, progress: Callable[[str], None] | None = None) -> dict[
             progress(f"{fmt} {op}")
         results.append({"format": fmt, "isa": name, "op": op, "ok": error is None, "error": error})
     machine = info()
-    found = next(d for d in machine["cuda"]["devices"] if d["name"] == name)
-    sizes = [n for n in _COPY_BYTES if 4 * n <= found["free_bytes"]]
+    free = next(d.free_bytes for d in devices() if d.name == name) or 0
+    sizes = [n for n in _COPY_BYTES if 4 * n <= free]
     return {
         "ok": all(r["ok"] for r in results),
         "version": machine["version"],
