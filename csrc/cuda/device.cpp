@@ -45,11 +45,15 @@ bool count_devices() {
   if (count == 0) return keep("the CUDA driver reports no device");
   if (count > kMaxDevices) count = kMaxDevices;
   Attributes a{};
+  bool usable = false;
   for (int i = 0; i < count; ++i) {
     if (!read_attributes(*d, i, &a)) return keep(failure().text);
-    if (a.capability >= kOldestCapability) g_count = count;
+    usable = usable || a.capability >= kOldestCapability;
   }
-  if (g_count > 0) return true;
+  if (usable) {
+    g_count = count;
+    return true;
+  }
   snprintf(g_absent, sizeof(g_absent), "cuda:%d has compute capability %d.%d, expected 7.5 or newer", count - 1,
            a.capability / 10, a.capability % 10);
   return false;
