@@ -30,6 +30,11 @@ bool has_image() {
   return kImageReal || (wished && *wished);
 }
 
+// What a driver says of code that it cannot take.
+bool is_refusal(Result result) {
+  return result == kInvalidImage || result == kNoBinary || result == kInvalidPtx || result == kUnsupportedPtx;
+}
+
 bool keep(const char* text) {
   snprintf(g_absent, sizeof(g_absent), "%s", text);
   return false;
@@ -142,7 +147,7 @@ bool Device::open(int index, const Driver* driver) {
 bool Device::load() {
   // A driver that is older than the nvcc of this build may refuse its code: PTX it compiles itself.
   Result loaded = driver_->cuModuleLoadData(&module_, kImage);
-  if (loaded != 0) loaded = driver_->cuModuleLoadData(&module_, kPtx);
+  if (is_refusal(loaded)) loaded = driver_->cuModuleLoadData(&module_, kPtx);
   if (!check(loaded, "cuModuleLoadData")) return false;
   for (int i = 0; i < kKernels; ++i) {
     if (!check(driver_->cuModuleGetFunction(&function_[i], module_, kKernelName[i]), "cuModuleGetFunction")) {
@@ -166,6 +171,17 @@ bool Device::fits(KernelId kernel, const void* args) const {
   return plan_of(kernel, args).shared_bytes <= static_cast<uint32_t>(attributes_.shared_bytes);
 }
 
+// Never less than before: other threads may be about to launch the same function.
+bool Device::allow_shared(int kernel, uint32_t bytes) {
+  if (bytes <= shared_set_[kernel]) return true;
+  const std::lock_guard<std::mutex> hold(shared_lock_);
+  if (bytes <= shared_set_[kernel]) return true;
+  const Result set = driver_->cuFuncSetAttribute(function_[kernel], kMaxDynamicSharedBytes, static_cast<int>(bytes));
+  if (!check(set, "cuFuncSetAttribute")) return false;
+  shared_set_[kernel] = bytes;
+  return true;
+}
+
 bool Device::launch(KernelId kernel, const void* args, Stream stream) {
   const int i = static_cast<int>(kernel);
   const Plan plan = plan_of(kernel, args);
@@ -174,12 +190,7 @@ bool Device::launch(KernelId kernel, const void* args, Stream stream) {
     return failed(Cause::device, "%s wants %u bytes of shared memory, cuda:%d has %d", kKernelName[i],
                   plan.shared_bytes, index_, attributes_.shared_bytes);
   }
-  if (plan.shared_bytes > kSharedByDefault && plan.shared_bytes > shared_set_[i]) {
-    // All that there is: threads that come here at once say the same.
-    const Result set = driver_->cuFuncSetAttribute(function_[i], kMaxDynamicSharedBytes, attributes_.shared_bytes);
-    if (!check(set, "cuFuncSetAttribute")) return false;
-    shared_set_[i] = static_cast<uint32_t>(attributes_.shared_bytes);
-  }
+  if (plan.shared_bytes > kSharedByDefault && !allow_shared(i, plan.shared_bytes)) return false;
   void* parameters[] = {const_cast<void*>(args)};
   return check(driver_->cuLaunchKernel(function_[i], plan.grid_x, plan.grid_y, plan.grid_z, plan.threads, 1, 1,
                                        plan.shared_bytes, stream, parameters, nullptr),

@@ -57,6 +57,7 @@ class Device {
   bool open_context(int index);
   bool open_pool();
   bool load();
+  bool allow_shared(int kernel, uint32_t bytes);
   void release_put_off();
 
   int index_ = 0;
@@ -67,6 +68,7 @@ class Device {
   MemoryPool pool_ = nullptr;  // null: memory_pools is false
   Function function_[kKernels] = {};
   std::atomic<uint32_t> shared_set_[kKernels] = {};  // dynamic shared memory that the function may have
+  std::mutex shared_lock_;
   std::mutex put_off_lock_;
   Address put_off_[256] = {};
   int n_put_off_ = 0;

@@ -217,6 +217,17 @@ void case_present() {
 }
 
 void case_two_old_devices() { absent("cuda:1 has compute capability 6.1, expected 7.5 or newer"); }
+// The PTX is taken where the code is refused; where that is refused too, operations say so.
+void case_refused_once() {
+  const Memory memory(kFirst, 64);
+  ok(memory.status());
+}
+void case_refused() {
+  void* p = nullptr;
+  expect(lutkern_device_alloc(kFirst, 64, nullptr, &p), LUTKERN_ERROR_DEVICE,
+         "device_alloc: cuModuleLoadData failed: no kernel image is available for execution on the device "
+         "(CUDA_ERROR_NO_BINARY_FOR_GPU)");
+}
 void case_no_device() { absent("the CUDA driver reports no device"); }
 void case_old_driver() { absent("the CUDA driver is of version 11.3, expected 11.4 or newer"); }
 void case_broken_driver() { absent("cuInit failed: unknown error (CUDA_ERROR_UNKNOWN)"); }
@@ -877,6 +888,8 @@ struct Case {
 const Case kCases[] = {
     {"present", case_present, "devices=2", LUTKERN_FAKE_LIBRARY},
     {"two_old_devices", case_two_old_devices, "devices=2,capability=61", LUTKERN_FAKE_LIBRARY},
+    {"refused_once", case_refused_once, "refuse=1", LUTKERN_FAKE_LIBRARY},
+    {"refused", case_refused, "refuse=2", LUTKERN_FAKE_LIBRARY},
     {"no_device", case_no_device, "devices=0", LUTKERN_FAKE_LIBRARY},
     {"old_driver", case_old_driver, "version=11030", LUTKERN_FAKE_LIBRARY},
     {"broken_driver", case_broken_driver, "init=999", LUTKERN_FAKE_LIBRARY},

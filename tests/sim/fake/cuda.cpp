@@ -152,6 +152,7 @@ constexpr ErrorText kErrors[] = {
     {kInvalidDevice, "CUDA_ERROR_INVALID_DEVICE", "invalid device ordinal"},
     {kInvalidImage, "CUDA_ERROR_INVALID_IMAGE", "device kernel image is invalid"},
     {kInvalidContext, "CUDA_ERROR_INVALID_CONTEXT", "invalid device context"},
+    {kNoBinary, "CUDA_ERROR_NO_BINARY_FOR_GPU", "no kernel image is available for execution on the device"},
     {kInvalidHandle, "CUDA_ERROR_INVALID_HANDLE", "invalid resource handle"},
     {kNotFound, "CUDA_ERROR_NOT_FOUND", "named symbol not found"},
     {kNotReady, "CUDA_ERROR_NOT_READY", "device not ready"},
@@ -336,6 +337,8 @@ FAKE_API Result cuModuleLoadData(Module* module, const void* image) {
   const Entry e("cuModuleLoadData", kContextCurrent);
   if (e.refused()) return e.result();
   if (!image) return e.no(kInvalidImage, "no image");
+  static int count = 0;
+  if (count++ < settings().refuse) return kNoBinary;
   *module = new ModuleHandle{current()};
   handles().modules.insert(*module);
   return kSuccess;

@@ -43,7 +43,8 @@ Settings read_settings() {
     const std::map<std::string, int*> numbers = {{"devices", &s.devices},     {"capability", &s.capability},
                                                  {"version", &s.version},     {"pools", &s.pools},
                                                  {"shared", &s.shared},       {"fail", &s.fail},
-                                                 {"fail_with", &s.fail_with}, {"init", &s.init}};
+                                                 {"fail_with", &s.fail_with}, {"init", &s.init},
+                                                 {"refuse", &s.refuse}};
     const auto found = numbers.find(name);
     if (found != numbers.end()) {
       *found->second = n;
