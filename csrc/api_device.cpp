@@ -74,6 +74,20 @@ lutkern_status repack_cpu_tiles(const Weight& from, const Weight& to, const lutk
   return status;
 }
 
+// From another device. No stream orders the two: what the other one has to do is waited for, and the copy too.
+bool copy_across(cuda::Device& d, void* to, const void* from, int32_t from_device, size_t nbytes, cuda::Stream stream) {
+  const cuda::Device* source = cuda::open_device(from_device - LUTKERN_CUDA);
+  if (!source) return false;
+  {
+    const cuda::Current current(*source);
+    if (!current.ok() || !cuda::check(d.driver().cuCtxSynchronize(), "cuCtxSynchronize")) return false;
+  }
+  const cuda::Result copied =
+      d.driver().cuMemcpyPeerAsync(address_of(to), d.context(), address_of(from), source->context(), nbytes, stream);
+  return cuda::check(copied, "cuMemcpyPeerAsync") &&
+         cuda::check(d.driver().cuStreamSynchronize(stream), "cuStreamSynchronize");
+}
+
 lutkern_status copy(const char* op, void* to, int32_t to_device, const void* from, int32_t from_device, size_t nbytes,
                     void* stream) {
   const auto rows = [nbytes](const void* data) { return cuda::HostRows{const_cast<void*>(data), 1, nbytes, nbytes}; };
@@ -83,14 +97,8 @@ lutkern_status copy(const char* op, void* to, int32_t to_device, const void* fro
       const cuda::Result copied = d.driver().cuMemcpyDtoDAsync_v2(address_of(to), address_of(from), nbytes, s);
       return cuda::check(copied, "cuMemcpyDtoDAsync_v2");
     }
-    if (to_device && from_device) {
-      const cuda::Device* source = cuda::open_device(from_device - LUTKERN_CUDA);
-      if (!source) return false;
-      const cuda::Result copied =
-          d.driver().cuMemcpyPeerAsync(address_of(to), d.context(), address_of(from), source->context(), nbytes, s);
-      return cuda::check(copied, "cuMemcpyPeerAsync");
-    }
     if (!cuda::check_not_captured(d, s)) return false;
+    if (to_device && from_device) return copy_across(d, to, from, from_device, nbytes, s);
     cuda::Transfer transfer(d, s);
     if (from_device) return transfer.to_host(rows(to), address_of(from));
     return transfer.to_device(address_of(to), rows(from)) && transfer.finish();

@@ -233,7 +233,8 @@ LUTKERN_API int32_t lutkern_device_has_tiles(int32_t device, int32_t ggml_type);
 LUTKERN_API lutkern_status lutkern_device_alloc(int32_t device, size_t nbytes, void* stream, void** out);
 LUTKERN_API lutkern_status lutkern_device_free(int32_t device, void* data, void* stream);
 /* Between the CPU and a device, or two devices, on a stream of the device that receives, or of the one that is not the
- * CPU. Done on return, unless both sides are devices: then it is queued. */
+ * CPU. Done on return, but for a copy inside of one device: that is queued. A copy between two devices also waits for
+ * what the other one has to do. */
 LUTKERN_API lutkern_status lutkern_device_copy(void* to, int32_t to_device, const void* from, int32_t from_device,
                                                size_t nbytes, void* stream);
 LUTKERN_API lutkern_status lutkern_device_synchronize(int32_t device, void* stream);

@@ -217,24 +217,29 @@ bool Device::release(Address memory, Stream stream) {
 
 bool Device::release_later(Address memory, Stream stream) {
   bool captured = false;
-  if (!capturing(stream, &captured)) return false;
-  if (captured) {
-    const std::lock_guard<std::mutex> hold(put_off_lock_);
-    const int room = static_cast<int>(sizeof(put_off_) / sizeof(put_off_[0]));
-    if (n_put_off_ == room) {
-      return failed(Cause::device, "%d arrays were freed while a stream was captured, expected at most that", room + 1);
-    }
-    put_off_[n_put_off_++] = memory;
-    return true;
+  const bool known = capturing(stream, &captured);
+  if (known && !captured) {
+    release_put_off();
+    return release(memory, stream);
   }
-  release_put_off();
-  return release(memory, stream);
+  const std::lock_guard<std::mutex> hold(put_off_lock_);
+  const int room = static_cast<int>(sizeof(put_off_) / sizeof(put_off_[0]));
+  if (n_put_off_ == room) {
+    return failed(Cause::device, "%d arrays were freed while a stream was captured, expected at most %d", room + 1,
+                  room);
+  }
+  put_off_[n_put_off_++] = memory;
+  return known;
 }
 
 bool Device::release_when_idle(Address memory) {
-  if (!check(driver_->cuCtxSynchronize(), "cuCtxSynchronize")) return false;
-  release_put_off();
-  return release(memory, nullptr);
+  const bool idle = check(driver_->cuCtxSynchronize(), "cuCtxSynchronize");
+  if (idle) release_put_off();
+  // Even after a fault: nobody would give it back later.
+  const Failure why = failure();
+  const bool released = release(memory, nullptr);
+  if (idle || !released) return released;
+  return failed(why);
 }
 
 // Whatever used them has been queued long ago; waiting for it all is cheap beside a capture.

@@ -97,6 +97,11 @@ bool failed(Cause cause, const char* text, ...) {
   return false;
 }
 
+bool failed(const Failure& why) {
+  g_failure = why;
+  return false;
+}
+
 bool check(Result result, const char* call) {
   if (result == kSuccess) return true;
   const char* name = nullptr;

@@ -155,6 +155,7 @@ struct Failure {
 const Failure& failure();
 // Keeps the text; returns false.
 __attribute__((format(printf, 2, 3))) bool failed(Cause cause, const char* text, ...);
+bool failed(const Failure& why);
 // True for success; otherwise keeps "CALL failed: what the driver says (CUDA_ERROR_NAME)".
 bool check(Result result, const char* call);
 
