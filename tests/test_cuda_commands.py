@@ -81,6 +81,13 @@ def test_bench_of_a_layer(monkeypatch):
     assert 0 < row["error"] < 0.05
 
 
+def test_options_of_the_cpu_are_refused(capsys):
+    for option in (("--threads", "2"), ("--layout", "tiles"), ("--clock", "cpu")):
+        assert main(["bench", "--device", "cuda", *option]) == 2
+        text = "lutkern: bench: --threads, --layout or --clock with cuda, expected them for the CPU only\n"
+        assert capsys.readouterr().err == text
+
+
 def test_the_bench_command(capsys, monkeypatch):
     asked: list[bench_gpu.Options] = []
     found = {"device": {"name": "cuda:0", "detail": "x"}, "copy_gbytes_per_s": 1.0, "rows": []}

@@ -53,6 +53,27 @@ def test_a_machine_without_a_driver():
     assert lines[6:] == ["None [] None", "(2,)"]
 
 
+NO_ROOM = """
+import lutkern
+t = lutkern.PackedTensor.from_blocks(bytes(4096 * 56 * 16), "iq1_m", (4096, 4096))
+try:
+    t.to(device="cuda")
+except MemoryError as error:
+    print(error)
+print(t.to(device="cpu") is t)
+"""
+
+
+@pytest.mark.usefixtures("gpu")
+def test_a_device_without_room():
+    found = run(NO_ROOM, LUTKERN_FAKE_CUDA="memory=1000000")
+    assert found.stderr == ""
+    lines = found.stdout.splitlines()
+    assert lines[0].startswith("to: no room for iq1_m of 4096 x 4096 on cuda:0: device_alloc: cuMemAlloc")
+    assert "CUDA_ERROR_OUT_OF_MEMORY" in lines[0]
+    assert lines[1] == "True"
+
+
 @pytest.mark.usefixtures("gpu")
 def test_devices():
     gpus = [d for d in lutkern.devices() if d.name.startswith("cuda")]

@@ -139,7 +139,9 @@ def supports(
     fmt = find_format(fmt)
     if not isinstance(op, str) or op not in _OPERATIONS:
         raise ValueError(f"supports: unknown operation {op!r}, expected one of: {', '.join(_OPERATIONS)}")
-    known = ["cpu", "cuda", "metal", *(d.name for d in _gpus() if d.available)]
+    known = ["cpu", "cuda", "metal"]
+    if device not in known:
+        known += [device_name(CUDA + i) for i in range(_core.device_count(CUDA))]
     if device not in known:
         raise ValueError(f"supports: unknown device {device!r}, expected one of: {', '.join(known)}")
     if not isinstance(layout, str) or layout not in LAYOUTS:

@@ -215,7 +215,11 @@ class PackedTensor:
         source = self
         if self._handle.device not in (CPU, device) and layout != self._layout:
             source = self._on_gpu(self._handle.device, layout)
-        handle = _core.repack_to(source._handle, device, LAYOUTS[layout], 0)
+        try:
+            handle = _core.repack_to(source._handle, device, LAYOUTS[layout], 0)
+        except MemoryError as error:
+            size = " x ".join(map(str, self.shape))
+            raise MemoryError(f"to: no room for {self.format} of {size} on {device_name(device)}: {error}") from None
         return PackedTensor._make(None, self.format, self.shape, layout, handle)
 
     def __len__(self) -> int:

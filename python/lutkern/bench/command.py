@@ -73,6 +73,9 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _run_gpu(options: argparse.Namespace) -> int:
+    default = Options()
+    if options.threads or (options.layout, options.clock) != (default.layout, default.clock):
+        raise ValueError(f"bench: --threads, --layout or --clock with {options.device}, expected them for the CPU only")
     shapes = gpu.Options().shapes
     if options.shape is not None:
         shapes = {"": _shape(options.shape)}
