@@ -62,10 +62,19 @@ struct PanelB {
   int eights;           // 8-token steps that are wanted
 };
 
-// Columns 64 kQuarter .. of the lane's row to the panel.
+// What the scales of a lane's row are multiples of
+template <class Block>
+LK_DEVICE float row_scale(const LaneWords<Block>& words) {
+  using T = Tile<Block>;
+  return float_of_half(T::kHasHalf ? words.half : words.word[T::kWords - 1] >> 16);
+}
+
+// Columns 64 kQuarter .. of the lane's row to the panel. next, where it is not null: the words that no later column
+// needs are loaded from there.
 template <class Block, int kQuarter>
-LK_DEVICE void unpack_quarter(const Lane<Block>& weights, const Table<Block>& table, uint8_t* panel) {
+LK_DEVICE void unpack_quarter(LaneWords<Block>& words, const uint8_t* next, const Table<Block>& table, uint8_t* panel) {
   const uint32_t row = lane();
+  const Lane<Block> weights = {words, row_scale(words)};
 #pragma unroll
   for (int c = 0; c < 4; ++c) {
     Words4 sixteen;
@@ -79,6 +88,10 @@ LK_DEVICE void unpack_quarter(const Lane<Block>& weights, const Table<Block>& ta
   for (int i = 0; i < kScales; ++i) {
     const float scale = weights.scale16(4 * kQuarter + i * (4 / kScales));
     store4(scales + 4 * kTileRows * i, bits_of_float(scale));
+  }
+  if (next) {
+    load_words_after<Block>(words, next, row, 2 * kQuarter);
+    load_words_after<Block>(words, next, row, 2 * kQuarter + 1);
   }
 }
 
@@ -118,41 +131,72 @@ LK_DEVICE void multiply_32(const uint32_t (&a)[4], uint32_t b_low, uint32_t b_hi
   }
 }
 
+// 32 columns of the panel of A, for all rows: fragments and scales of a lane
+template <int kScales>
+struct GroupOfA {
+  uint32_t a[2][4];
+  Floats4 scale[kScales];
+};
+
+template <int kScales>
+LK_DEVICE GroupOfA<kScales> load_group(const uint8_t* panel, uint32_t group) {
+  const uint32_t matrix = lane() / 8, line = lane() % 8;
+  GroupOfA<kScales> out;
+#pragma unroll
+  for (uint32_t m = 0; m < 2; ++m) {
+    load_matrices(out.a[m], panel + place_in_a(16 * m + 8 * (matrix % 2) + line, 2 * group + matrix / 2));
+  }
+#pragma unroll
+  for (uint32_t s = 0; s < kScales; ++s) {
+    out.scale[s] = load_floats4(panel + kPanelCodes + 4 * kTileRows * (kScales * group + s) + 16 * (lane() / 4));
+  }
+  return out;
+}
+
+// 32 rows x 8 tokens; x: the scales of the lane's two tokens
+template <int kScales, int kN>
+LK_DEVICE void multiply_8(const GroupOfA<kScales>& rows, uint32_t b_low, uint32_t b_high, const float* x,
+                          float (&acc)[2][kN][4], int n) {
+  const Words2 scales = load8(x);
+#pragma unroll
+  for (int m = 0; m < 2; ++m) {
+    float w[kScales][2];
+    for (int s = 0; s < kScales; ++s) {
+      w[s][0] = rows.scale[s].v[2 * m];
+      w[s][1] = rows.scale[s].v[2 * m + 1];
+    }
+    multiply_32<kScales>(rows.a[m], b_low, b_high, w, float_of_bits(scales.x), float_of_bits(scales.y), acc[m][n]);
+  }
+}
+
 // The panel of A, 64 columns, with those columns of b: its columns 64 `quarter` ..
 template <class Block, int kN>
 LK_DEVICE void multiply_quarter(const uint8_t* panel, const PanelB& b, uint32_t quarter, float (&acc)[2][kN][4]) {
   constexpr int kScales = TwoScales<Block>::kCount;
   const uint32_t matrix = lane() / 8, line = lane() % 8;
-  uint32_t a[2][2][4];
-  Floats4 scale[2][kScales];
+  const float* scales = b.scales + 2 * static_cast<int>(quarter) * b.stride + 2 * (lane() % 4);
+  if constexpr (kN == 1) {
+    uint32_t v[4];  // both groups of 8 tokens
+    load_matrices(v, b.codes + place_in_b(line, 4 * quarter + matrix));
 #pragma unroll
-  for (uint32_t group = 0; group < 2; ++group) {
-    for (uint32_t m = 0; m < 2; ++m) {
-      load_matrices(a[group][m], panel + place_in_a(16 * m + 8 * (matrix % 2) + line, 2 * group + matrix / 2));
+    for (int group = 0; group < 2; ++group) {
+      const GroupOfA<kScales> rows = load_group<kScales>(panel, static_cast<uint32_t>(group));
+      multiply_8<kScales>(rows, v[2 * group], v[2 * group + 1], scales + group * b.stride, acc, 0);
     }
-    for (int s = 0; s < kScales; ++s) {
-      const uint8_t* row = panel + kPanelCodes + 4 * kTileRows * (kScales * static_cast<int>(group) + s);
-      scale[group][s] = load_floats4(row + 16 * (lane() / 4));
-    }
-  }
-  const uint8_t* codes = b.codes + place_in_b(line, 4 * quarter + matrix);
-  const float* scales = b.scales + 2 * quarter * static_cast<uint32_t>(b.stride) + 2 * (lane() % 4);
+  } else {
+    const uint32_t token = line + (b.stride > 8 ? matrix / 2 * 8 : 0);
 #pragma unroll
-  for (int n = 0; n < kN; ++n) {
-    if (n < b.eights) {
-      uint32_t columns[4];
-      load_matrices(columns, codes + 8 * 128 * n);
+    for (int group = 0; group < 2; ++group) {
+      const GroupOfA<kScales> rows = load_group<kScales>(panel, static_cast<uint32_t>(group));
+      const uint8_t* codes = b.codes + place_in_b(token, 4 * quarter + 2 * static_cast<uint32_t>(group) + matrix % 2);
+      const float* x = scales + group * b.stride;
 #pragma unroll
-      for (int group = 0; group < 2; ++group) {
-        const Words2 x = load8(scales + group * b.stride + 8 * n);
-        for (int m = 0; m < 2; ++m) {
-          float w[kScales][2];
-          for (int s = 0; s < kScales; ++s) {
-            w[s][0] = scale[group][s].v[2 * m];
-            w[s][1] = scale[group][s].v[2 * m + 1];
-          }
-          multiply_32<kScales>(a[group][m], columns[2 * group], columns[2 * group + 1], w, float_of_bits(x.x),
-                               float_of_bits(x.y), acc[m][n]);
+      for (int n = 0; n < kN; n += 2) {
+        if (n < b.eights) {
+          uint32_t v[4];  // one group of 16 tokens
+          load_matrices(v, codes + 8 * kHalfTile * n);
+          multiply_8<kScales>(rows, v[0], v[1], x + 8 * n, acc, n);
+          if (n + 1 < b.eights) multiply_8<kScales>(rows, v[2], v[3], x + 8 * (n + 1), acc, n + 1);
         }
       }
     }
@@ -161,17 +205,18 @@ LK_DEVICE void multiply_quarter(const uint8_t* panel, const PanelB& b, uint32_t 
 
 // A tile with 256 columns of x: half(i) is called before its columns 128 i .. are read, and gives them.
 // acc[m][n][i]: row 16 m + 8 (i / 2) + lane / 4, token 8 n + 2 (lane % 4) + i % 2. The loop is not unrolled: fields of a
-// lane are found at compile time, so unpacking has a text for each quarter, and the product has one.
+// lane are found at compile time, so unpacking has a text for each quarter, and the product has one. Meanwhile words
+// become those of the tile `next`, if it is not null.
 template <class Block, int kN, class Half>
-LK_DEVICE void multiply_tile(const Lane<Block>& weights, const Table<Block>& table, uint8_t* panel, const Half& half,
-                             float (&acc)[2][kN][4]) {
+LK_DEVICE void multiply_tile(LaneWords<Block>& words, const uint8_t* next, const Table<Block>& table, uint8_t* panel,
+                             const Half& half, float (&acc)[2][kN][4]) {
   PanelB b = {};
 #pragma unroll 1
   for (uint32_t quarter = 0; quarter < 4; ++quarter) {
-    if (quarter == 0) unpack_quarter<Block, 0>(weights, table, panel);
-    if (quarter == 1) unpack_quarter<Block, 1>(weights, table, panel);
-    if (quarter == 2) unpack_quarter<Block, 2>(weights, table, panel);
-    if (quarter == 3) unpack_quarter<Block, 3>(weights, table, panel);
+    if (quarter == 0) unpack_quarter<Block, 0>(words, next, table, panel);
+    if (quarter == 1) unpack_quarter<Block, 1>(words, next, table, panel);
+    if (quarter == 2) unpack_quarter<Block, 2>(words, next, table, panel);
+    if (quarter == 3) unpack_quarter<Block, 3>(words, next, table, panel);
     warp_barrier();
     if (quarter % 2 == 0) b = half(static_cast<int>(quarter / 2));
     multiply_quarter<Block, kN>(panel, b, quarter % 2, acc);

@@ -69,24 +69,20 @@ LK_DEVICE void matmul_small(const ProductArgs& args, const Table<Block>& table, 
   warp_barrier();
 
   int tile = static_cast<int>(warp());
-  Lane<Block> next;
-  if (tile < tiles) next.load(tile_of<Block>(args.w, first, tile), static_cast<int>(lane()));
+  LaneWords<Block> words;
+  if (tile < tiles) load_words(words, tile_of<Block>(args.w, first, tile), lane());
   for (; tile < tiles; tile += kSmallWarps) {
     for (int token = 0; token < args.x.rows; ++token) {
       stage_row(args.x, whole_words, token, tile * kTileCols, x, static_cast<uint32_t>(token));
     }
+    warp_barrier();
 #pragma unroll 1
     for (int r = 0; r < kTiles; ++r) {
-      const Lane<Block> weights = next;
-      // The one after: the next row of tiles, or the next tile of the first
-      const bool down = r + 1 < n;
-      const int after = down ? tile : tile + kSmallWarps;
-      if (r < n && after < tiles) {
-        next.load(tile_of<Block>(args.w, first + (down ? r + 1 : 0), after), static_cast<int>(lane()));
-      }
       if (r < n) {
-        warp_barrier();
-        multiply_tile(weights, table, panel, StagedHalves{x, 1}, acc[0]);
+        const bool down = r + 1 < n;  // then comes the next row of tiles, else the next tile of the first
+        const int after = down ? tile : tile + kSmallWarps;
+        const uint8_t* next = after < tiles ? tile_of<Block>(args.w, first + (down ? r + 1 : 0), after) : nullptr;
+        multiply_tile(words, next, table, panel, StagedHalves{x, 1}, acc[0]);
       }
       if constexpr (kTiles == 2) {  // the accumulators take turns, so that the loop is not unrolled
         for (int i = 0; i < 8; ++i) {
@@ -193,13 +189,12 @@ LK_DEVICE void matmul_large(const ProductArgs& args, uint8_t* shared) {
   x.copy(0);
   x.store_scales(0, x.load_scales(0));
   Words4 scales = {0, 0, 0, 0};
-  Lane<Block> next;
-  next.load(tile_of<Block>(args.w, row_here, 0), static_cast<int>(lane()));
+  LaneWords<Block> words;
+  load_words(words, tile_of<Block>(args.w, row_here, 0), lane());
 #pragma unroll 1
   for (int tile = 0; tile < tiles; ++tile) {
-    const Lane<Block> weights = next;
-    if (tile + 1 < tiles) next.load(tile_of<Block>(args.w, row_here, tile + 1), static_cast<int>(lane()));
-    multiply_tile(weights, table, panel, LargeHalves{x, tile, tiles, scales}, acc);
+    const uint8_t* next = tile + 1 < tiles ? tile_of<Block>(args.w, row_here, tile + 1) : nullptr;
+    multiply_tile(words, next, table, panel, LargeHalves{x, tile, tiles, scales}, acc);
   }
   if (row != row_here) return;
 #pragma unroll
@@ -216,14 +211,14 @@ LK_DEVICE void matmul_large(const ProductArgs& args, uint8_t* shared) {
   }
 }
 
-#define LUTKERN_MATMUL(name, Block)             \
-  LK_KERNEL(matmul_small_##name, ProductArgs) { \
-    LK_DYNAMIC_SHARED(shared);                  \
-    matmul_small<Block>(args, shared);          \
-  }                                             \
-  LK_KERNEL(matmul_large_##name, ProductArgs) { \
-    LK_DYNAMIC_SHARED(shared);                  \
-    matmul_large<Block>(args, shared);          \
+#define LUTKERN_MATMUL(name, Block)                                         \
+  LK_KERNEL_BOUNDS(matmul_small_##name, ProductArgs, 32 * kSmallWarps, 2) { \
+    LK_DYNAMIC_SHARED(shared);                                              \
+    matmul_small<Block>(args, shared);                                      \
+  }                                                                         \
+  LK_KERNEL_BOUNDS(matmul_large_##name, ProductArgs, 32 * kLargeWarps, 3) { \
+    LK_DYNAMIC_SHARED(shared);                                              \
+    matmul_large<Block>(args, shared);                                      \
   }
 LUTKERN_CUDA_TILE_FORMATS(LUTKERN_MATMUL)
 #undef LUTKERN_MATMUL

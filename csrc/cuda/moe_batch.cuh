@@ -5,7 +5,7 @@
 //
 // Weights lie in tiles (tile.h); the arithmetic, its layouts and the instructions that matter are in fragments.cuh.
 //
-// Launch 1: a block has one expert and R = 1, 2 or 4 rows of tiles of gate and up; it leaves at once if the expert has no
+// Launch 1: a block has one expert and R = 1 or 2 rows of tiles of gate and up; it leaves at once if the expert has no
 // pairs. 8 / R warps split the columns of a row of tiles:
 //
 //   list the pairs of the expert
@@ -74,7 +74,7 @@ struct UpBlock {
   uint8_t* table;  // as the format wants it
   PanelsB x;       // of tile s: x.codes + s * tile_bytes ..
   uint8_t* panel;  // of the warp
-  float* sums;     // of all warps, in place of the panels
+  float* sums;     // of all warps, twice, in place of the panels
   int32_t* list;
   int tiles_here;  // R
   int splits;      // warps of a row of tiles
@@ -92,6 +92,7 @@ struct UpBlock {
   // x of n pairs of the list, in the columns of `splits` tiles
   LK_MEMBER void stage(int first, int n, int tile, bool whole_words) const {
     barrier();
+#pragma unroll 1
     for (int unit = static_cast<int>(warp()); unit < splits * n; unit += kBatchWarps) {
       const int split = unit / n, i = unit % n;
       if ((tile + split) * kTileCols >= args.x.cols) break;
@@ -101,6 +102,8 @@ struct UpBlock {
     barrier();
   }
 };
+
+static_assert(2 * kBatchWarps * 8 * 2 * kSumStride * 4 <= kUpPanelsBytes + kBatchWarps * kPanelBytes, "room for sums");
 
 LK_DEVICE UpBlock up_block(const MoeArgs& args, uint8_t* shared, int table) {
   const int tiles = up_tiles(args);
@@ -122,7 +125,7 @@ LK_DEVICE const uint8_t* expert_tile(const WeightArgs& w, int64_t expert, int ro
   return tile_of<Block>(w, row_of_tiles, tile) + expert * w.expert_bytes;
 }
 
-enum : int { kUpEights = 4, kUpMost = 16 /* rows of tiles times pairs that a warp finishes */ };
+enum : int { kUpEights = 2 };
 using UpSums = float[2][kUpEights][4];
 
 LK_DEVICE void swap_sums(UpSums& a, UpSums& b) {
@@ -152,8 +155,8 @@ LK_DEVICE void up_products(const UpBlock& block, const WeightArgs& first, const 
   const int mine = row < tiles_down(first.rows) ? tiles : 0;  // where this warp has rows
   const PanelsB x = block.panels(split);
   const int eights = (n + 7) / 8;
-  Lane<Block> next;
-  if (split < mine) next.load(expert_tile<Block>(first, block.expert, row, split), static_cast<int>(lane()));
+  LaneWords<Block> words;
+  if (split < mine) load_words(words, expert_tile<Block>(first, block.expert, row, split), lane());
 #pragma unroll 1
   for (int tile = 0; tile < tiles; tile += block.splits) {
     block.stage(pair, n, tile, whole_words);
@@ -161,39 +164,19 @@ LK_DEVICE void up_products(const UpBlock& block, const WeightArgs& first, const 
 #pragma unroll 1
     for (int turn = 0; turn < turns; ++turn) {
       if (here < mine) {
-        const Lane<Block> weights = next;
         const bool last = turn + 1 == turns;
         const int after = last ? here + block.splits : here;
-        if (after < mine) {
-          next.load(expert_tile<Block>(last ? first : *second, block.expert, row, after), static_cast<int>(lane()));
-        }
-        multiply_tile(weights, table, block.panel, StagedHalves{x, eights}, first_sums);
+        const uint8_t* next =
+            after < mine ? expert_tile<Block>(last ? first : *second, block.expert, row, after) : nullptr;
+        multiply_tile(words, next, table, block.panel, StagedHalves{x, eights}, first_sums);
       }
       if (second) swap_sums(first_sums, second_sums);  // so that one text serves both
     }
   }
 }
 
-// The sum over warps of number (row of tiles, pair) unit = warp, warp + 8, ..: a lane has a row. Comes with barriers.
-LK_DEVICE void meet(const UpBlock& block, int n, const UpSums& mine, float (&sum)[kUpMost]) {
-  barrier();
-  store_sums(mine, (n + 7) / 8, block.sums_of(static_cast<int>(warp())));
-  barrier();
-#pragma unroll
-  for (int i = 0; i < kUpMost; ++i) {
-    const int unit = static_cast<int>(warp()) + kBatchWarps * i;
-    sum[i] = 0.0f;
-    if (unit < block.tiles_here * n) {
-      const int r = unit / n, pair = unit % n;
-      for (int s = 0; s < block.splits; ++s) {
-        sum[i] += load_float(block.sums_of(r * block.splits + s) + pair * kSumStride + lane());
-      }
-    }
-  }
-}
-
 // 32 rows of h of a pair, a lane has one: floats, or integers with their scale.
-LK_DEVICE void put_hidden(const MoeArgs& args, int64_t pair, int row, float h) {
+LK_DEVICE void put_hidden(const MoeArgs& args, int64_t pair, int64_t row, float h) {
   if (args.h_float) store4(args.h_float + pair * args.h_stride + row + lane(), bits_of_float(h));
   if (!args.h.q) return;
   uint32_t largest = magnitude_bits(h);
@@ -208,30 +191,38 @@ LK_DEVICE void put_hidden(const MoeArgs& args, int64_t pair, int row, float h) {
   if (lane() == 0) store4(args.h.scale + at / kGroup, bits_of_float(rule.scale));
 }
 
-// gate: the sums of up where there is no gate
-LK_DEVICE void finish_hidden(const UpBlock& block, int first, int n, const float (&gate)[kUpMost],
-                             const float (&up)[kUpMost]) {
+// h of n pairs: the sums of the warps meet, those of up where there is no gate.
+LK_DEVICE void finish_hidden(const UpBlock& block, int first, int n, const UpSums& gate, const UpSums& up) {
   const MoeArgs& args = block.args;
+  const bool both = args.gate.data != nullptr;
   const int tiles = tiles_down(args.up.rows);
   const int64_t stride = args.h.q ? args.h.stride : args.h_stride;
-#pragma unroll
-  for (int i = 0; i < kUpMost; ++i) {
-    const int unit = static_cast<int>(warp()) + kBatchWarps * i;
-    if (unit < block.tiles_here * n) {
-      const int tile = static_cast<int>(block_x()) * block.tiles_here + unit / n;
-      if (tile < tiles) {
-        const int64_t pair = static_cast<int64_t>(load4(block.list + first + unit % n));
-        const int row = tile * kTileRows;
-        float h = activate(args.activation, gate[i]);
-        if (args.gate.data) h *= up[i];
-        if (row + static_cast<int>(lane()) >= args.up.rows) h = 0.0f;
-        put_hidden(args, pair, row, h);
-        if (tile == tiles - 1) {
-          for (int64_t zero = row + kTileRows; zero < stride; zero += kTileRows) {
-            put_hidden(args, pair, static_cast<int>(zero), 0.0f);
-          }
-        }
-      }
+  barrier();
+  store_sums(gate, (n + 7) / 8, block.sums_of(static_cast<int>(warp())));
+  if (both) store_sums(up, (n + 7) / 8, block.sums_of(kBatchWarps + static_cast<int>(warp())));
+  barrier();
+#pragma unroll 1
+  for (int unit = static_cast<int>(warp()); unit < block.tiles_here * n; unit += kBatchWarps) {
+    const int r = unit / n, i = unit % n;
+    const int tile = static_cast<int>(block_x()) * block.tiles_here + r;
+    if (tile >= tiles) break;
+    float h = 0.0f, factor = 0.0f;
+#pragma unroll 1
+    for (int s = 0; s < block.splits; ++s) {
+      const int from = i * kSumStride + static_cast<int>(lane());
+      h += load_float(block.sums_of(r * block.splits + s) + from);
+      if (both) factor += load_float(block.sums_of(kBatchWarps + r * block.splits + s) + from);
+    }
+    const int64_t pair = static_cast<int64_t>(load4(block.list + first + i));
+    const int row = tile * kTileRows;
+    h = activate(args.activation, h);
+    if (both) h *= factor;
+    if (row + static_cast<int>(lane()) >= args.up.rows) h = 0.0f;
+    const int64_t end = tile == tiles - 1 ? stride : row + int64_t{kTileRows};  // zeros after the last rows
+#pragma unroll 1
+    for (int64_t to = row; to < end; to += kTileRows) {
+      put_hidden(args, pair, to, h);
+      h = 0.0f;
     }
   }
 }
@@ -246,21 +237,17 @@ LK_DEVICE bool find_pairs(UpBlock& block, int skip, int& n) {
   return n > 0 && !(block_is_pair(args) && static_cast<int64_t>(load4(block.list)) != y);
 }
 
-// Calls products(first, n) for each 8 R pairs of the list.
-template <class Products>
-LK_DEVICE void for_pairs(UpBlock& block, int all, const Products& products) {
-  for (int skip = 0; skip < all; skip += kBatchList) {
-    if (skip > 0) {
-      collect(block.args, static_cast<int>(block.expert), 0, pairs_of(block.args), skip, block.list,
-              block.list + kBatchList);
-    }
-    const int listed = all - skip < kBatchList ? all - skip : int{kBatchList};
-#pragma unroll 1
-    for (int first = 0; first < listed; first += block.pairs_at_once()) {
-      const int left = listed - first;
-      products(first, left < block.pairs_at_once() ? left : block.pairs_at_once());
-    }
+// Number `at` of the pairs of the expert is where in the list: the list is made again when it is used up.
+LK_DEVICE int listed(const UpBlock& block, int at) {
+  if (at > 0 && at % kBatchList == 0) {
+    collect(block.args, static_cast<int>(block.expert), 0, pairs_of(block.args), at, block.list,
+            block.list + kBatchList);
   }
+  return at % kBatchList;
+}
+
+LK_DEVICE int pairs_here(const UpBlock& block, int at, int all) {
+  return all - at < block.pairs_at_once() ? all - at : block.pairs_at_once();
 }
 
 template <class Block>
@@ -270,23 +257,21 @@ LK_DEVICE void moe_up_batch(const MoeArgs& args, uint8_t* shared) {
   if (!find_pairs(block, 0, all)) return;
   Table<Block>::fill(shared, thread(), threads());
   clear_shared(block.x.codes, kUpPanelsBytes, thread(), threads());
-  for_pairs(block, all, [&](int first, int n) {
+#pragma unroll 1
+  for (int at = 0; at < all; at += block.pairs_at_once()) {
+    const int first = listed(block, at), n = pairs_here(block, at, all);
     UpSums gate, up;
-    float gate_sum[kUpMost], up_sum[kUpMost] = {};
     clear(gate);
     clear(up);
     const bool both = args.gate.data != nullptr;
     up_products<Block>(block, both ? args.gate : args.up, both ? &args.up : nullptr, first, n, gate, up);
-    meet(block, n, gate, gate_sum);
-    if (both) meet(block, n, up, up_sum);
-    finish_hidden(block, first, n, gate_sum, up_sum);
-  });
+    finish_hidden(block, first, n, gate, up);
+  }
 }
 
-// One weight of any format, whose table is filled here: the sums over the warps.
-LK_DEVICE void mixed_products(const UpBlock& block, const WeightArgs& w, int first, int n, float (&sum)[kUpMost]) {
-  UpSums mine, none;
-  clear(mine);
+// One weight of any format, whose table is filled here
+LK_DEVICE void mixed_products(const UpBlock& block, const WeightArgs& w, int first, int n, UpSums& mine) {
+  UpSums none;
   barrier();
   switch (static_cast<FormatId>(w.format)) {
 #define LUTKERN_MIXED(name, Block)                               \
@@ -299,7 +284,6 @@ LK_DEVICE void mixed_products(const UpBlock& block, const WeightArgs& w, int fir
     default:
       trap();
   }
-  meet(block, n, mine, sum);
 }
 
 LK_DEVICE void moe_up_batch_mixed(const MoeArgs& args, uint8_t* shared) {
@@ -308,15 +292,20 @@ LK_DEVICE void moe_up_batch_mixed(const MoeArgs& args, uint8_t* shared) {
   int all = 0;
   if (!find_pairs(block, 0, all)) return;
   clear_shared(block.x.codes, kUpPanelsBytes, thread(), threads());
-  for_pairs(block, all, [&](int first, int n) {
-    float gate_sum[kUpMost], up_sum[kUpMost] = {};
+#pragma unroll 1
+  for (int at = 0; at < all; at += block.pairs_at_once()) {
+    const int first = listed(block, at), n = pairs_here(block, at, all);
+    UpSums gate, up;
+    clear(gate);
+    clear(up);
 #pragma unroll 1
     for (int turn = 0; turn < 2; ++turn) {
-      for (int i = 0; i < kUpMost; ++i) gate_sum[i] = up_sum[i];
-      mixed_products(block, turn == 0 ? args.gate : args.up, first, n, up_sum);
+      const WeightArgs w = turn == 0 ? args.gate : args.up;
+      mixed_products(block, w, first, n, gate);
+      swap_sums(gate, up);
     }
-    finish_hidden(block, first, n, gate_sum, up_sum);
-  });
+    finish_hidden(block, first, n, gate, up);
+  }
 }
 
 // ---- launch 2 ----
@@ -470,8 +459,8 @@ LK_DEVICE void down_products(const DownBlock& block, const Table<Block>& table) 
     const int64_t expert = static_cast<int>(constant_load4(args.ids + block.pair(block.begin(item / tiles))));
     return expert_tile<Block>(args.down, expert, block.row, item % tiles);
   };
-  Lane<Block> next;
-  if (static_cast<int>(warp()) < items) next.load(tile_of_item(static_cast<int>(warp())), static_cast<int>(lane()));
+  LaneWords<Block> words;
+  if (static_cast<int>(warp()) < items) load_words(words, tile_of_item(static_cast<int>(warp())), lane());
 #pragma unroll 1
   for (int first = 0; first < items; first += kBatchWarps) {
     const int item = first + static_cast<int>(warp());
@@ -479,13 +468,12 @@ LK_DEVICE void down_products(const DownBlock& block, const Table<Block>& table) 
       const int chunk = item / tiles;
       const int n = block.end(chunk) - block.begin(chunk);
       stage_hidden(block, block.begin(chunk), n, item % tiles, h);
-      const Lane<Block> weights = next;
-      if (item + kBatchWarps < items) next.load(tile_of_item(item + kBatchWarps), static_cast<int>(lane()));
+      const uint8_t* next = item + kBatchWarps < items ? tile_of_item(item + kBatchWarps) : nullptr;
       float acc[2][kDownTokens / 8][4];
       clear(acc);
       copy_wait<0>();
       warp_barrier();
-      multiply_tile(weights, table, panel, StagedHalves{h, (n + 7) / 8}, acc);
+      multiply_tile(words, next, table, panel, StagedHalves{h, (n + 7) / 8}, acc);
       store_sums(acc, (n + 7) / 8, block.sums(static_cast<int>(warp())));
     }
     barrier();
@@ -544,19 +532,19 @@ LK_DEVICE void moe_down_batch(const MoeArgs& args, uint8_t* shared) {
   }
 }
 
-#define LUTKERN_MOE_BATCH(name, Block)        \
-  LK_KERNEL(moe_up_batch_##name, MoeArgs) {   \
-    LK_DYNAMIC_SHARED(shared);                \
-    moe_up_batch<Block>(args, shared);        \
-  }                                           \
-  LK_KERNEL(moe_down_batch_##name, MoeArgs) { \
-    LK_DYNAMIC_SHARED(shared);                \
-    moe_down_batch<Block>(args, shared);      \
+#define LUTKERN_MOE_BATCH(name, Block)                                    \
+  LK_KERNEL_BOUNDS(moe_up_batch_##name, MoeArgs, 32 * kBatchWarps, 2) {   \
+    LK_DYNAMIC_SHARED(shared);                                            \
+    moe_up_batch<Block>(args, shared);                                    \
+  }                                                                       \
+  LK_KERNEL_BOUNDS(moe_down_batch_##name, MoeArgs, 32 * kBatchWarps, 2) { \
+    LK_DYNAMIC_SHARED(shared);                                            \
+    moe_down_batch<Block>(args, shared);                                  \
   }
 LUTKERN_CUDA_TILE_FORMATS(LUTKERN_MOE_BATCH)
 #undef LUTKERN_MOE_BATCH
 
-LK_KERNEL(moe_up_batch_mixed, MoeArgs) {
+LK_KERNEL_BOUNDS(moe_up_batch_mixed, MoeArgs, 32 * kBatchWarps, 2) {
   LK_DYNAMIC_SHARED(shared);
   moe_up_batch_mixed(args, shared);
 }

@@ -27,10 +27,7 @@ LK_FN int64_t pairs_of(const MoeArgs& args) { return int64_t{args.x.rows} * args
 LK_FN int tiles_down(int rows) { return (rows + kTileRows - 1) / kTileRows; }
 
 // Rows of tiles of a block of launch 1. More of them share the work on x; fewer fill the device when pairs are few.
-LK_FN int up_tiles(const MoeArgs& args) {
-  const int64_t pairs = pairs_of(args);
-  return pairs <= 64 ? 1 : (pairs <= 8 * int64_t{args.up.experts} ? 2 : 4);
-}
+LK_FN int up_tiles(const MoeArgs& args) { return pairs_of(args) <= 64 ? 1 : 2; }
 
 // Launch 1 has one block in y for each expert or, where pairs are fewer, for each pair: the first pair of its expert works.
 LK_FN bool block_is_pair(const MoeArgs& args) { return pairs_of(args) < args.up.experts; }

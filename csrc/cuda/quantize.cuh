@@ -35,7 +35,15 @@ LK_DEVICE bool has_whole_words(const MatrixArgs& x) {
 LK_DEVICE void load_eight(const MatrixArgs& x, bool whole_words, int64_t row, int column, float (&v)[8]) {
   const int64_t first = row * x.row_stride + column;
   if (!whole_words || column + 8 > x.cols) {
-    for (int j = 0; j < 8; ++j) v[j] = column + j < x.cols ? load_number(x.data, x.dtype, first + j) : 0.0f;
+    if (x.dtype == kF32) {
+      for (int j = 0; j < 8; ++j) v[j] = column + j < x.cols ? load_number(x.data, kF32, first + j) : 0.0f;
+      return;
+    }
+    for (int j = 0; j < 8; ++j) {
+      const uint32_t bits =
+          column + j < x.cols ? constant_load2(static_cast<const uint8_t*>(x.data) + 2 * (first + j)) : 0;
+      v[j] = load_half_number(bits, x.dtype);
+    }
   } else if (x.dtype == kF32) {
     const uint8_t* from = static_cast<const uint8_t*>(x.data) + 4 * first;
     const Words4 low = constant_load16(from), high = constant_load16(from + 16);
