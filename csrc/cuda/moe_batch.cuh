@@ -5,12 +5,13 @@
 //
 // Weights lie in tiles (tile.h); the arithmetic, its layouts and the instructions that matter are in fragments.cuh.
 //
-// Launch 1: a block has one expert and R = 1 or 2 rows of tiles of gate and up; it leaves at once if the expert has no
-// pairs. 8 / R warps split the columns of a row of tiles:
+// Launch 1: a block has one expert and leaves at once if the expert has no pairs. Its eight warps have 2 or 4 units: a
+// unit is a row of tiles of gate or of up, and the same rows of both are in one block. The warps of a unit, S = 4 or 2,
+// split the columns:
 //
 //   list the pairs of the expert
-//   for each 8 R of them: for each 8 / R tiles of the columns:
-//     barrier; x of these columns -> int8, by all warps; barrier; gate += tile x; up += tile x
+//   for each 16 of them: for each S tiles of the columns:
+//     barrier; x of these columns -> int8, by all warps; barrier; acc += tile x
 //   sums of the warps meet in the order of the warps; activation; 32 rows of h become integers
 //
 // Launch 2: a block has one row of tiles of down, and all tokens (or a range of them): nobody else writes its part of out.
@@ -33,17 +34,18 @@ namespace cuda {
 
 // ---- which pairs ----
 
+LK_DEVICE int up_to(int left, int most) { return left < most ? left : most; }
+
 // Pairs first .. end - 1 of an expert, in ascending order, without the first `skip`: at most kBatchList of them go to the
 // list. Returns how many there are in all, and comes with a barrier.
-LK_DEVICE int collect(const MoeArgs& args, int expert, int64_t first, int64_t end, int skip, int32_t* list,
-                      int32_t* counts) {
-  const int64_t part = ((end - first + kBatchWarps - 1) / kBatchWarps + 31) / 32 * 32;
-  const int64_t begin = first + part * warp();
-  const int64_t stop = begin + part < end ? begin + part : end;
+LK_DEVICE int collect(const MoeArgs& args, int expert, int first, int end, int skip, int32_t* list, int32_t* counts) {
+  const int part = ((end - first + kBatchWarps - 1) / kBatchWarps + 31) / 32 * 32;
+  const int begin = first + part * static_cast<int>(warp());
+  const int stop = begin + up_to(end - begin, part);
   int n = 0;
 #pragma unroll 4
-  for (int64_t i = begin; i < stop; i += 32) {
-    const int64_t pair = i + lane();
+  for (int i = begin; i < stop; i += 32) {
+    const int pair = i + static_cast<int>(lane());
     n += count_ones(ballot(pair < stop && static_cast<int>(constant_load4(args.ids + pair)) == expert));
   }
   barrier();  // the list and the counts of the round before have been read
@@ -55,8 +57,8 @@ LK_DEVICE int collect(const MoeArgs& args, int expert, int64_t first, int64_t en
     if (w < static_cast<int>(warp())) before += count;
     all += count;
   }
-  for (int64_t i = begin; n > 0 && i < stop; i += 32) {
-    const int64_t pair = i + lane();
+  for (int i = begin; n > 0 && i < stop; i += 32) {
+    const int pair = i + static_cast<int>(lane());
     const bool mine = pair < stop && static_cast<int>(constant_load4(args.ids + pair)) == expert;
     const uint32_t votes = ballot(mine);
     const int at = before + count_ones(votes & ((1u << lane()) - 1));
@@ -69,108 +71,70 @@ LK_DEVICE int collect(const MoeArgs& args, int expert, int64_t first, int64_t en
 
 // ---- launch 1 ----
 
-struct UpBlock {
-  const MoeArgs& args;
-  uint8_t* table;  // as the format wants it
-  PanelsB x;       // of tile s: x.codes + s * tile_bytes ..
-  uint8_t* panel;  // of the warp
-  float* sums;     // of all warps, twice, in place of the panels
-  int32_t* list;
-  int tiles_here;  // R
-  int splits;      // warps of a row of tiles
-  int64_t expert;
-
-  LK_MEMBER int pairs_at_once() const { return 8 * tiles_here; }
-  LK_MEMBER int row_of_tiles() const {
-    return static_cast<int>(block_x()) * tiles_here + static_cast<int>(warp()) / splits;
-  }
-  LK_MEMBER PanelsB panels(int split) const {
-    return panels_at(x.codes + split * pairs_at_once() * kPanelsBytesPerToken, pairs_at_once());
-  }
-  LK_MEMBER float* sums_of(int w) const { return sums + w * pairs_at_once() * kSumStride; }
-
-  // x of n pairs of the list, in the columns of `splits` tiles
-  LK_MEMBER void stage(int first, int n, int tile, bool whole_words) const {
-    barrier();
-#pragma unroll 1
-    for (int unit = static_cast<int>(warp()); unit < splits * n; unit += kBatchWarps) {
-      const int split = unit / n, i = unit % n;
-      if ((tile + split) * kTileCols >= args.x.cols) break;
-      const int64_t token = static_cast<int64_t>(load4(list + first + i)) / args.k;
-      stage_row(args.x, whole_words, token, (tile + split) * kTileCols, panels(split), static_cast<uint32_t>(i));
-    }
-    barrier();
-  }
-};
-
-static_assert(2 * kBatchWarps * 8 * 2 * kSumStride * 4 <= kUpPanelsBytes + kBatchWarps * kPanelBytes, "room for sums");
-
-LK_DEVICE UpBlock up_block(const MoeArgs& args, uint8_t* shared, int table) {
-  const int tiles = up_tiles(args);
-  uint8_t* panels = shared + table;
-  uint8_t* list = panels + kUpPanelsBytes + kBatchWarps * kPanelBytes;
-  return {args,
-          shared,
-          panels_at(panels, 8 * tiles),
-          panels + kUpPanelsBytes + warp() * kPanelBytes,
-          reinterpret_cast<float*>(panels),
-          reinterpret_cast<int32_t*>(list),
-          tiles,
-          kBatchWarps / tiles,
-          0};
-}
+enum : int { kUpEights = kUpTokens / 8 };
+using UpSums = float[2][kUpEights][4];
 
 template <class Block>
 LK_DEVICE const uint8_t* expert_tile(const WeightArgs& w, int64_t expert, int row_of_tiles, int tile) {
   return tile_of<Block>(w, row_of_tiles, tile) + expert * w.expert_bytes;
 }
 
-enum : int { kUpEights = 2 };
-using UpSums = float[2][kUpEights][4];
+// A unit is a row of tiles of gate or of up; `splits` warps have one.
+struct UpBlock {
+  const MoeArgs& args;
+  uint8_t* panels;  // of B, then those of A; then sums take their place
+  uint8_t* panel;   // of A, of this warp
+  int32_t* list;
+  int splits;
+  int expert;
 
-LK_DEVICE void swap_sums(UpSums& a, UpSums& b) {
-#pragma unroll
-  for (int m = 0; m < 2; ++m) {
-    for (int n = 0; n < kUpEights; ++n) {
-      for (int i = 0; i < 4; ++i) {
-        const float turn = a[m][n][i];
-        a[m][n][i] = b[m][n][i];
-        b[m][n][i] = turn;
-      }
+  LK_MEMBER bool has_gate() const { return args.gate.data != nullptr; }
+  LK_MEMBER int unit() const { return static_cast<int>(warp()) / splits; }
+  LK_MEMBER int split() const { return static_cast<int>(warp()) % splits; }
+  LK_MEMBER bool is_gate() const { return has_gate() && unit() % 2 == 0; }
+  LK_MEMBER int rows() const { return kBatchWarps / splits / (has_gate() ? 2 : 1); }
+  LK_MEMBER int first_row() const { return static_cast<int>(block_x()) * rows(); }
+  LK_MEMBER int row() const { return first_row() + (has_gate() ? unit() / 2 : unit()); }
+  LK_MEMBER PanelsB x(int i) const { return panels_at(panels + i * kUpTokens * kPanelsBytesPerToken, kUpTokens); }
+  LK_MEMBER float* sums(int w) const { return reinterpret_cast<float*>(panels) + w * kUpTokens * kSumStride; }
+
+  // x of n pairs of the list, in the columns of `splits` tiles
+  LK_MEMBER void stage(int first, int n, int tile, bool whole_words) const {
+    barrier();
+#pragma unroll 1
+    for (int i = static_cast<int>(warp()); i < splits * n; i += kBatchWarps) {
+      const int here = tile + i / n;
+      if (here * kTileCols >= args.x.cols) break;
+      const int64_t token = static_cast<int64_t>(load4(list + first + i % n)) / args.k;
+      stage_row(args.x, whole_words, token, here * kTileCols, x(i / n), static_cast<uint32_t>(i % n));
     }
+    barrier();
   }
+};
+
+LK_DEVICE UpBlock up_block(const MoeArgs& args, uint8_t* panels, int splits) {
+  uint8_t* a = panels + splits * kUpTokens * kPanelsBytesPerToken;
+  return {args, panels, a + warp() * kPanelBytes, reinterpret_cast<int32_t*>(a + kBatchWarps * kPanelBytes), splits, 0};
 }
 
-// n pairs of the list times one weight, or two of one format (second may be null): the sums of this warp's tiles.
+// n pairs of the list times the weight of this warp: the sums of its tiles.
 template <class Block>
-LK_DEVICE void up_products(const UpBlock& block, const WeightArgs& first, const WeightArgs* second, int pair, int n,
-                           UpSums& first_sums, UpSums& second_sums) {
-  const MoeArgs& args = block.args;
-  const Table<Block> table(block.table, lane());
-  const bool whole_words = has_whole_words(args.x);
-  const int turns = second ? 2 : 1;
-  const int tiles = tiles_of_row(first);
-  const int split = static_cast<int>(warp()) % block.splits;
-  const int row = block.row_of_tiles();
-  const int mine = row < tiles_down(first.rows) ? tiles : 0;  // where this warp has rows
-  const PanelsB x = block.panels(split);
-  const int eights = (n + 7) / 8;
+LK_DEVICE void up_products(const UpBlock& block, const Table<Block>& table, int first, int n, UpSums& acc) {
+  const WeightArgs& w = block.is_gate() ? block.args.gate : block.args.up;
+  const bool whole_words = has_whole_words(block.args.x);
+  const int tiles = tiles_of_row(block.args.up);
+  const int split = block.split();
+  const int mine = block.row() < tiles_down(block.args.up.rows) ? tiles : 0;  // where this warp has rows
+  const uint8_t* from = expert_tile<Block>(w, block.expert, block.row(), split);
   LaneWords<Block> words;
-  if (split < mine) load_words(words, expert_tile<Block>(first, block.expert, row, split), lane());
+  if (split < mine) load_words(words, from, lane());
 #pragma unroll 1
-  for (int tile = 0; tile < tiles; tile += block.splits) {
-    block.stage(pair, n, tile, whole_words);
-    const int here = tile + split;
-#pragma unroll 1
-    for (int turn = 0; turn < turns; ++turn) {
-      if (here < mine) {
-        const bool last = turn + 1 == turns;
-        const int after = last ? here + block.splits : here;
-        const uint8_t* next =
-            after < mine ? expert_tile<Block>(last ? first : *second, block.expert, row, after) : nullptr;
-        multiply_tile(words, next, table, block.panel, StagedHalves{x, eights}, first_sums);
-      }
-      if (second) swap_sums(first_sums, second_sums);  // so that one text serves both
+  for (int tile = split; tile < tiles + split; tile += block.splits) {
+    block.stage(first, n, tile - split, whole_words);
+    from += block.splits * Tile<Block>::kBytes;
+    if (tile < mine) {
+      const uint8_t* next = tile + block.splits < mine ? from : nullptr;
+      multiply_tile(words, next, table, block.panel, StagedHalves{block.x(split), (n + 7) / 8}, acc);
     }
   }
 }
@@ -191,32 +155,30 @@ LK_DEVICE void put_hidden(const MoeArgs& args, int64_t pair, int64_t row, float 
   if (lane() == 0) store4(args.h.scale + at / kGroup, bits_of_float(rule.scale));
 }
 
-// h of n pairs: the sums of the warps meet, those of up where there is no gate.
-LK_DEVICE void finish_hidden(const UpBlock& block, int first, int n, const UpSums& gate, const UpSums& up) {
+// h of n pairs: the sums of the warps meet.
+LK_DEVICE void finish_hidden(const UpBlock& block, int first, int n, const UpSums& acc) {
   const MoeArgs& args = block.args;
-  const bool both = args.gate.data != nullptr;
   const int tiles = tiles_down(args.up.rows);
   const int64_t stride = args.h.q ? args.h.stride : args.h_stride;
   barrier();
-  store_sums(gate, (n + 7) / 8, block.sums_of(static_cast<int>(warp())));
-  if (both) store_sums(up, (n + 7) / 8, block.sums_of(kBatchWarps + static_cast<int>(warp())));
+  store_sums(acc, (n + 7) / 8, block.sums(static_cast<int>(warp())));
   barrier();
 #pragma unroll 1
-  for (int unit = static_cast<int>(warp()); unit < block.tiles_here * n; unit += kBatchWarps) {
+  for (int unit = static_cast<int>(warp()); unit < block.rows() * n; unit += kBatchWarps) {
     const int r = unit / n, i = unit % n;
-    const int tile = static_cast<int>(block_x()) * block.tiles_here + r;
+    const int tile = block.first_row() + r;
     if (tile >= tiles) break;
+    const float* from = block.sums((block.has_gate() ? 2 * r : r) * block.splits) + i * kSumStride + lane();
     float h = 0.0f, factor = 0.0f;
 #pragma unroll 1
     for (int s = 0; s < block.splits; ++s) {
-      const int from = i * kSumStride + static_cast<int>(lane());
-      h += load_float(block.sums_of(r * block.splits + s) + from);
-      if (both) factor += load_float(block.sums_of(kBatchWarps + r * block.splits + s) + from);
+      h += load_float(from + s * kUpTokens * kSumStride);
+      if (block.has_gate()) factor += load_float(from + (block.splits + s) * kUpTokens * kSumStride);
     }
     const int64_t pair = static_cast<int64_t>(load4(block.list + first + i));
     const int row = tile * kTileRows;
     h = activate(args.activation, h);
-    if (both) h *= factor;
+    if (block.has_gate()) h *= factor;
     if (row + static_cast<int>(lane()) >= args.up.rows) h = 0.0f;
     const int64_t end = tile == tiles - 1 ? stride : row + int64_t{kTileRows};  // zeros after the last rows
 #pragma unroll 1
@@ -227,84 +189,108 @@ LK_DEVICE void finish_hidden(const UpBlock& block, int first, int n, const UpSum
   }
 }
 
-// The block's expert and its pairs in the list; false: nothing to do.
-LK_DEVICE bool find_pairs(UpBlock& block, int skip, int& n) {
+// The block's expert and its pairs in the list: how many there are; 0: nothing to do.
+LK_DEVICE int find_pairs(UpBlock& block) {
   const MoeArgs& args = block.args;
   const int64_t y = block_y();
   block.expert = block_is_pair(args) ? expert_of(args, y) : static_cast<int>(y);
-  if (block.expert < 0) return false;
-  n = collect(args, static_cast<int>(block.expert), 0, pairs_of(args), skip, block.list, block.list + kBatchList);
-  return n > 0 && !(block_is_pair(args) && static_cast<int64_t>(load4(block.list)) != y);
+  if (block.expert < 0) return 0;
+  const int n =
+      collect(args, block.expert, 0, static_cast<int>(pairs_of(args)), 0, block.list, block.list + kBatchList);
+  return n > 0 && block_is_pair(args) && static_cast<int64_t>(load4(block.list)) != y ? 0 : n;
 }
 
-// Number `at` of the pairs of the expert is where in the list: the list is made again when it is used up.
+// Where number `at` of the pairs of the expert is in the list, which is made again when it is used up
 LK_DEVICE int listed(const UpBlock& block, int at) {
   if (at > 0 && at % kBatchList == 0) {
-    collect(block.args, static_cast<int>(block.expert), 0, pairs_of(block.args), at, block.list,
+    collect(block.args, block.expert, 0, static_cast<int>(pairs_of(block.args)), at, block.list,
             block.list + kBatchList);
   }
   return at % kBatchList;
 }
 
-LK_DEVICE int pairs_here(const UpBlock& block, int at, int all) {
-  return all - at < block.pairs_at_once() ? all - at : block.pairs_at_once();
-}
-
 template <class Block>
 LK_DEVICE void moe_up_batch(const MoeArgs& args, uint8_t* shared) {
-  UpBlock block = up_block(args, shared, Table<Block>::kBytes);
-  int all = 0;
-  if (!find_pairs(block, 0, all)) return;
+  UpBlock block = up_block(args, shared + Table<Block>::kBytes, up_splits(args));
+  const int all = find_pairs(block);
+  if (all == 0) return;
   Table<Block>::fill(shared, thread(), threads());
-  clear_shared(block.x.codes, kUpPanelsBytes, thread(), threads());
+  clear_shared(block.panels, block.splits * kUpTokens * kPanelsBytesPerToken, thread(), threads());
+  const Table<Block> table(shared, lane());
 #pragma unroll 1
-  for (int at = 0; at < all; at += block.pairs_at_once()) {
-    const int first = listed(block, at), n = pairs_here(block, at, all);
-    UpSums gate, up;
-    clear(gate);
-    clear(up);
-    const bool both = args.gate.data != nullptr;
-    up_products<Block>(block, both ? args.gate : args.up, both ? &args.up : nullptr, first, n, gate, up);
-    finish_hidden(block, first, n, gate, up);
+  for (int at = 0; at < all; at += kUpTokens) {
+    const int first = listed(block, at), n = up_to(all - at, kUpTokens);
+    UpSums acc;
+    clear(acc);
+    up_products<Block>(block, table, first, n, acc);
+    finish_hidden(block, first, n, acc);
   }
 }
 
-// One weight of any format, whose table is filled here
-LK_DEVICE void mixed_products(const UpBlock& block, const WeightArgs& w, int first, int n, UpSums& mine) {
-  UpSums none;
-  barrier();
-  switch (static_cast<FormatId>(w.format)) {
-#define LUTKERN_MIXED(name, Block)                               \
-  case FormatId::name:                                           \
-    Table<Block>::fill(block.table, thread(), threads());        \
-    up_products<Block>(block, w, nullptr, first, n, mine, none); \
+// Two formats: warps of gate and warps of up go their own way between the barriers. Nothing is loaded ahead.
+template <class Block>
+LK_DEVICE void mixed_tile(const UpBlock& block, const uint8_t* table, int tile, int n, UpSums& acc) {
+  const WeightArgs& w = block.is_gate() ? block.args.gate : block.args.up;
+  LaneWords<Block> words;
+  load_words(words, expert_tile<Block>(w, block.expert, block.row(), tile), lane());
+  multiply_tile(words, nullptr, Table<Block>(table, lane()), block.panel,
+                StagedHalves{block.x(block.split()), (n + 7) / 8}, acc);
+}
+
+LK_DEVICE void mixed_products(const UpBlock& block, const uint8_t* table, int first, int n, UpSums& acc) {
+  const bool whole_words = has_whole_words(block.args.x);
+  const int tiles = tiles_of_row(block.args.up);
+  const int format = block.is_gate() ? block.args.gate.format : block.args.up.format;
+  const bool mine = block.row() < tiles_down(block.args.up.rows);
+#pragma unroll 1
+  for (int tile = 0; tile < tiles; tile += block.splits) {
+    block.stage(first, n, tile, whole_words);
+    const int here = tile + block.split();
+    if (!mine || here >= tiles) continue;
+    switch (static_cast<FormatId>(format)) {
+#define LUTKERN_MIXED_TILE(name, Block)            \
+  case FormatId::name:                             \
+    mixed_tile<Block>(block, table, here, n, acc); \
     break;
-    LUTKERN_CUDA_TILE_FORMATS(LUTKERN_MIXED)
-#undef LUTKERN_MIXED
+      LUTKERN_CUDA_TILE_FORMATS(LUTKERN_MIXED_TILE)
+#undef LUTKERN_MIXED_TILE
+      default:
+        trap();
+    }
+  }
+}
+
+LK_DEVICE void fill_table(int format, uint8_t* table) {
+  switch (static_cast<FormatId>(format)) {
+#define LUTKERN_FILL(name, Block)                   \
+  case FormatId::name:                              \
+    Table<Block>::fill(table, thread(), threads()); \
+    break;
+    LUTKERN_CUDA_TILE_FORMATS(LUTKERN_FILL)
+#undef LUTKERN_FILL
     default:
       trap();
   }
 }
 
 LK_DEVICE void moe_up_batch_mixed(const MoeArgs& args, uint8_t* shared) {
-  const int gate = table_bytes(args.gate.format), up = table_bytes(args.up.format);
-  UpBlock block = up_block(args, shared, gate > up ? gate : up);
-  int all = 0;
-  if (!find_pairs(block, 0, all)) return;
-  clear_shared(block.x.codes, kUpPanelsBytes, thread(), threads());
+  uint8_t* table_of_up = shared + table_bytes(args.gate.format);
+  UpBlock block = up_block(args, table_of_up + table_bytes(args.up.format), kMixedSplits);
+  const int all = find_pairs(block);
+  if (all == 0) return;
 #pragma unroll 1
-  for (int at = 0; at < all; at += block.pairs_at_once()) {
-    const int first = listed(block, at), n = pairs_here(block, at, all);
-    UpSums gate, up;
-    clear(gate);
-    clear(up);
+  for (int turn = 0; turn < 2; ++turn) {
+    fill_table(turn == 0 ? args.gate.format : args.up.format, turn == 0 ? shared : table_of_up);
+  }
+  clear_shared(block.panels, block.splits * kUpTokens * kPanelsBytesPerToken, thread(), threads());
+  const uint8_t* table = block.is_gate() ? shared : table_of_up;
 #pragma unroll 1
-    for (int turn = 0; turn < 2; ++turn) {
-      const WeightArgs w = turn == 0 ? args.gate : args.up;
-      mixed_products(block, w, first, n, gate);
-      swap_sums(gate, up);
-    }
-    finish_hidden(block, first, n, gate, up);
+  for (int at = 0; at < all; at += kUpTokens) {
+    const int first = listed(block, at), n = up_to(all - at, kUpTokens);
+    UpSums acc;
+    clear(acc);
+    mixed_products(block, table, first, n, acc);
+    finish_hidden(block, first, n, acc);
   }
 }
 
@@ -483,7 +469,7 @@ LK_DEVICE void down_products(const DownBlock& block, const Table<Block>& table) 
 }
 
 // Zeros, or NaN where a token asks for what does not exist, to the block's rows of out
-LK_DEVICE void begin_out(const DownBlock& block, int64_t first, int64_t end) {
+LK_DEVICE void begin_out(const DownBlock& block, int first, int end) {
   const MoeArgs& args = block.args;
   const int row = block.row * kTileRows + static_cast<int>(lane());
   for (int64_t token = first; token < end; ++token) {
@@ -506,30 +492,30 @@ LK_DEVICE void moe_down_batch(const MoeArgs& args, uint8_t* shared) {
   uint16_t* chunks = reinterpret_cast<uint16_t*>(list + kBatchList);
   int32_t* counts = reinterpret_cast<int32_t*>(chunks + kBatchList);
   DownBlock block = {args, warps, list, chunks, counts, static_cast<int>(block_x()), 0, 0};
-  const int64_t first = block_y() * down_tokens(args);
-  const int64_t end = first + down_tokens(args) < args.x.rows ? first + down_tokens(args) : args.x.rows;
-  const int64_t first_pair = first * args.k, end_pair = end * args.k;
+  const int first = static_cast<int>(block_y() * down_tokens(args));
+  const int end = first + up_to(args.x.rows - first, static_cast<int>(down_tokens(args)));
+  const int first_pair = first * args.k, end_pair = end * args.k;  // below 2^31
   Table<Block>::fill(shared, thread(), threads());
   const Table<Block> table(shared, lane());
   begin_out(block, first, end);
   const bool few = end_pair - first_pair <= kBatchList;
-  if (few) sort_pairs(block, first_pair, static_cast<int>(end_pair - first_pair));
+  if (few) sort_pairs(block, first_pair, end_pair - first_pair);
   clear_shared(warps, kBatchWarps * kDownWarpBytes, thread(), threads());
   barrier();
-  if (few) {
-    down_products(block, table);
-    return;
-  }
+  int expert = 0, skip = 0;
 #pragma unroll 1
-  for (int expert = 0; expert < args.down.experts; ++expert) {
-    int all = 0, skip = 0;
-    do {
-      all = collect(args, expert, first_pair, end_pair, skip, block.list, block.counts);
-      cut_evenly(block, all - skip < kBatchList ? all - skip : int{kBatchList});
-      down_products(block, table);
+  do {
+    if (!few) {  // the pairs of one expert after those of the other, as many as the list holds
+      const int all = collect(args, expert, first_pair, end_pair, skip, block.list, block.counts);
+      cut_evenly(block, up_to(all - skip, kBatchList));
       skip += kBatchList;
-    } while (skip < all);
-  }
+      if (skip >= all) {
+        ++expert;
+        skip = 0;
+      }
+    }
+    down_products(block, table);
+  } while (!few && expert < args.down.experts);
 }
 
 #define LUTKERN_MOE_BATCH(name, Block)                                    \

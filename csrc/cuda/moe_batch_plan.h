@@ -14,10 +14,8 @@ enum : int {
   kDownTokens = 16,    // pairs of one expert that meet its weights together, in moe_down_batch
   kDownRange = 16384,  // pairs of a block of moe_down_batch
 
-  // Launch 1, shared by the warps: pairs that meet the weights together, times the tiles between two barriers, is
-  // 8 * 8, whatever the rows of tiles of the block.
-  kUpPanelsBytes = 64 * kPanelsBytesPerToken,
-  kUpBytes = kUpPanelsBytes + kBatchWarps * kPanelBytes + 4 * kBatchList + 64,
+  kUpTokens = 16,    // pairs of one expert that meet its weights together, in moe_up_batch
+  kMixedSplits = 2,  // so that two tables of 32 KB leave room
   kDownWarpBytes = kPanelBytes + kDownTokens * kPanelsBytesPerToken,
   kDownBytes = kBatchWarps * kDownWarpBytes + 4 * kBatchList + 2 * kBatchList + 64
 };
@@ -26,8 +24,9 @@ LK_FN int64_t pairs_of(const MoeArgs& args) { return int64_t{args.x.rows} * args
 
 LK_FN int tiles_down(int rows) { return (rows + kTileRows - 1) / kTileRows; }
 
-// Rows of tiles of a block of launch 1. More of them share the work on x; fewer fill the device when pairs are few.
-LK_FN int up_tiles(const MoeArgs& args) { return pairs_of(args) <= 64 ? 1 : 2; }
+// Warps of a block of launch 1 that split the columns of a row of tiles. Fewer of them leave more rows to a block, which
+// share the work on x; more of them fill the device when pairs are few.
+LK_FN int up_splits(const MoeArgs& args) { return pairs_of(args) <= 64 ? 4 : 2; }
 
 // Launch 1 has one block in y for each expert or, where pairs are fewer, for each pair: the first pair of its expert works.
 LK_FN bool block_is_pair(const MoeArgs& args) { return pairs_of(args) < args.up.experts; }
@@ -38,20 +37,21 @@ LK_FN int64_t down_tokens(const MoeArgs& args) {
   return tokens < 1 ? 1 : (tokens < args.x.rows ? tokens : args.x.rows);
 }
 
-static inline Plan plan_up_batch(const MoeArgs& args, int table) {
-  const int tiles = up_tiles(args);
+static inline Plan plan_up_batch(const MoeArgs& args, int tables, int splits) {
+  const int rows = kBatchWarps / splits / (args.gate.data ? 2 : 1);
   const int64_t y = block_is_pair(args) ? pairs_of(args) : args.up.experts;
-  return {static_cast<uint32_t>((tiles_down(args.up.rows) + tiles - 1) / tiles), static_cast<uint32_t>(y), 1,
-          32 * kBatchWarps, static_cast<uint32_t>(table + kUpBytes)};
+  const int shared =
+      tables + splits * kUpTokens * kPanelsBytesPerToken + kBatchWarps * kPanelBytes + 4 * kBatchList + 64;
+  return {static_cast<uint32_t>((tiles_down(args.up.rows) + rows - 1) / rows), static_cast<uint32_t>(y), 1,
+          32 * kBatchWarps, static_cast<uint32_t>(shared)};
 }
 
 static inline Plan plan_moe_up_batch(const MoeArgs& args, int format) {
-  return plan_up_batch(args, table_bytes(format));
+  return plan_up_batch(args, table_bytes(format), up_splits(args));
 }
 
 static inline Plan plan_moe_up_batch_mixed(const MoeArgs& args, int) {
-  const int gate = table_bytes(args.gate.format), up = table_bytes(args.up.format);
-  return plan_up_batch(args, gate > up ? gate : up);
+  return plan_up_batch(args, table_bytes(args.gate.format) + table_bytes(args.up.format), kMixedSplits);
 }
 
 static inline Plan plan_moe_down_batch(const MoeArgs& args, int format) {
