@@ -89,10 +89,8 @@ LK_DEVICE void unpack_quarter(LaneWords<Block>& words, const uint8_t* next, cons
     const float scale = weights.scale16(4 * kQuarter + i * (4 / kScales));
     store4(scales + 4 * kTileRows * i, bits_of_float(scale));
   }
-  if (next) {
-    load_words_after<Block>(words, next, row, 2 * kQuarter);
-    load_words_after<Block>(words, next, row, 2 * kQuarter + 1);
-  }
+  load_words_after(words, next != nullptr, next, row, 2 * kQuarter);
+  load_words_after(words, next != nullptr, next, row, 2 * kQuarter + 1);
 }
 
 struct Floats4 {
