@@ -49,7 +49,6 @@ class Built:
     shared_addresses: dict[str, int]
     local_bytes: int
     shared_unit: int  # the smallest access to shared memory
-    source: str
 
 
 def place(variables: dict[str, Variable], space: tuple[str, ...], start: int = 0) -> tuple[dict[str, int], int]:
@@ -149,12 +148,27 @@ class Draft:
     read: list[str]
     written: list[str]
 
-    def function(self, name: str, kinds: dict[str, str], kept: set[str]) -> list[str]:
+    def function(self, kinds: dict[str, str], kept: set[str]) -> str:
         """Its text."""
         gets = [f" {r} = m.get({r!r}, {kinds[r]!r})[L]" for r in self.read]
         puts = [f" m.put({r!r}, L, {r})" for r in self.written if r in kept]
         body = [" " + line for line in self.lines]
-        return [f"def {name}(m, R, L, n):", " result = None", *gets, *body, *puts, " return result", ""]
+        return "\n".join(["def run(m, R, L, n):", " result = None", *gets, *body, *puts, " return result", ""])
+
+
+class Lazy:
+    """A function from its text, compiled when it is first called: most kernels have parts that a launch leaves out."""
+
+    def __init__(self, text: str, names: dict[str, Any]) -> None:
+        self.text, self._names = text, names
+        self._run: Callable[..., Any] | None = None
+
+    def __call__(self, *values: Any) -> Any:
+        if self._run is None:
+            own: dict[str, Any] = {}
+            exec(compile(self.text, "<ptx>", "exec"), self._names, own)
+            self._run = own["run"]
+        return self._run(*values)
 
 
 def _mask(w: Writer, block: Block) -> Draft | None:
@@ -195,14 +209,13 @@ def build(kernel: Kernel, module_variables: dict[str, Variable], addresses: dict
         if block.wait == "warp" and (mask := _mask(writer, block)):
             drafts[f"mask_{k}"] = mask
     kept = _kept(drafts.values())
-    lines = [line for name, draft in drafts.items() for line in draft.function(name, writer.kinds, kept)]
-    source = "\n".join(lines)
     names: dict[str, Any] = {"np": np, "floats": floats, "integers": integers, "warps": warps} | writer.constants
-    exec(compile(source, f"<ptx {kernel.name}>", "exec"), names)
     for k, block in enumerate(blocks):
-        block.run, block.mask = names[f"block_{k}"], names.get(f"mask_{k}")
+        block.run = Lazy(drafts[f"block_{k}"].function(writer.kinds, kept), names)
+        if f"mask_{k}" in drafts:
+            block.mask = Lazy(drafts[f"mask_{k}"].function(writer.kinds, kept), names)
     kinds = {r: writer.kinds[r] for r in kept}
-    return Built(kernel, blocks, kinds, static, outer_shared | shared, local_bytes, _shared_unit(kernel), source)
+    return Built(kernel, blocks, kinds, static, outer_shared | shared, local_bytes, _shared_unit(kernel))
 
 
 def _kept(drafts: Iterable[Draft]) -> set[str]:

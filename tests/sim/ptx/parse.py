@@ -23,7 +23,10 @@ class PtxError(Exception):
         self.line = line
 
 
-@dataclass(frozen=True)
+_TYPE = re.compile(r"(bf|[subf])\d+(x2)?|pred")
+
+
+@dataclass(frozen=True, eq=False)
 class Operand:
     """One operand. kind: register, immediate, address, vector, name, special, sink."""
 
@@ -45,11 +48,10 @@ class Instruction:
     modifiers: tuple[str, ...]
     operands: list[Operand]
     guard: Operand | None = None
+    type: str = ""  # the last modifier that is one
 
-    @property
-    def type(self) -> str:
-        """The last modifier that is a type."""
-        return next((m for m in reversed(self.modifiers) if re.fullmatch(r"(bf|[subf])\d+(x2)?|pred", m)), "")
+    def __post_init__(self) -> None:
+        self.type = next((m for m in reversed(self.modifiers) if _TYPE.fullmatch(m)), "")
 
     def error(self, problem: str) -> PtxError:
         """An error at this line."""
@@ -187,6 +189,7 @@ class Body:
         self.kernel = Kernel(name, self.function.parameters)
         self.scopes: list[dict[str, tuple[str, str]]] = [dict() for _ in range(1)]
         self.scope_count = 0
+        self._operands: dict[str, Operand] = {}  # of the scope that is open
         for formal, new in (actual or {}).items():
             self.scopes[0][formal] = (new, "variable")
 
@@ -200,10 +203,12 @@ class Body:
                 return self.kernel
             if text[position] == "{":
                 self.scopes.append({})
+                self._operands.clear()
                 self.scope_count += 1
                 position += 1
             elif text[position] == "}":
                 self.scopes.pop()
+                self._operands.clear()
                 position += 1
             elif label := _LABEL.match(text, position):
                 self.label(label.group(1))
@@ -228,6 +233,7 @@ class Body:
             name, variable = _variable(match)
             unique = self.unique(name)
             self.scopes[-1][name] = (unique, "variable")
+            self._operands.clear()
             self.kernel.variables[unique] = variable
         elif not text.startswith((".pragma", ".loc")):
             self.instruction(text, line)
@@ -239,6 +245,7 @@ class Body:
     def registers(self, text: str) -> None:
         """`.reg .b32 %r<9>` or `.reg .b32 a, b`."""
         kind, names = _REGISTERS.fullmatch(text).groups()  # type: ignore[union-attr]
+        self._operands.clear()
         for name in names.split(","):
             base = name.strip().split("<")[0]
             self.scopes[-1][base + ("<>" if "<" in name else "")] = (self.unique(base), kind)
@@ -257,6 +264,11 @@ class Body:
     def operand(self, text: str) -> Operand:
         """One operand from its text."""
         text = text.strip()
+        if text not in self._operands:
+            self._operands[text] = self._read(text)
+        return self._operands[text]
+
+    def _read(self, text: str) -> Operand:
         if text == "_":
             return Operand("sink")
         if text.startswith("["):

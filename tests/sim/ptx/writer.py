@@ -6,6 +6,7 @@ declared. Where an instruction reads them as something else of that width, it re
 
 from __future__ import annotations
 
+import functools
 import re
 
 import numpy as np
@@ -17,6 +18,7 @@ WIDTH = {"pred": 1, "b8": 1, "s8": 1, "u8": 1, "b16": 2, "s16": 2, "u16": 2, "f1
 WIDTH |= {"b32": 4, "s32": 4, "u32": 4, "f32": 4, "f16x2": 4, "bf16x2": 4, "b64": 8, "s64": 8, "u64": 8}
 
 
+@functools.cache
 def numpy_kind(kind: str) -> str:
     """The NumPy type code of a PTX type: s32 is i4; halves are their bits."""
     if kind == "pred":
@@ -33,6 +35,7 @@ class Writer:
         self.params = params  # parameters of the kernel: offset in the args
         self.constants: dict[str, np.generic] = {}
         self.kinds: dict[str, str] = {}  # register: NumPy type code
+        self._names: dict[str, str] = {}
         self.lines: list[str] = []
         self.instruction: Instruction
         self.position = 0
@@ -51,9 +54,11 @@ class Writer:
         return name
 
     def _name(self, operand: Operand) -> str:
-        name = "v_" + re.sub(r"\W", lambda m: f"_{ord(m.group()):x}", operand.name)
-        self.kinds[name] = numpy_kind(operand.type)
-        return name
+        if operand.name not in self._names:
+            name = "v_" + re.sub(r"\W", lambda m: f"_{ord(m.group()):x}", operand.name)
+            self._names[operand.name] = name
+            self.kinds[name] = numpy_kind(operand.type)
+        return self._names[operand.name]
 
     def source(self, operand: Operand, kind: str) -> str:
         """An expression for an operand as a NumPy type code."""
