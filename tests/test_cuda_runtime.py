@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -64,12 +65,44 @@ print(t.to(device="cpu") is t)
 """
 
 
+FAILING = """
+import gc
+import lutkern
+import numpy as np
+t = lutkern.PackedTensor.from_blocks(bytes(64 * 56), "iq1_m", (64, 256))
+try:
+    there = t.to(device="cuda")
+    stream = lutkern.Stream()
+    x, y = lutkern.to_device(np.ones(256, np.float32)), lutkern.to_device(np.ones(64, np.float32))
+    first = lutkern.matvec(there, x, stream=stream)
+    with lutkern.capture(stream) as graph:
+        lutkern.matvec(there, x, out=y, stream=stream)
+    graph.launch()
+    assert not y.numpy().any() and not first.numpy().any() and np.array_equal(there.blocks(), t.blocks())
+    print("done")
+except RuntimeError as error:
+    print(error)
+gc.collect()
+print(np.isfinite(lutkern.matvec(t, np.ones(256, np.float32))).all())
+"""
+
+
+@pytest.mark.usefixtures("gpu")
+@pytest.mark.parametrize("call", [3, 20, *range(110, 200, 15)])
+def test_a_call_of_the_driver_fails(call):
+    found = run(FAILING, LUTKERN_FAKE_CUDA=f"fail={call}")
+    assert (found.returncode, found.stderr) == (0, "")
+    text, after = found.stdout.splitlines()
+    assert after == "True"
+    assert text == "done" or re.search(r": cu[A-Z]\w+ failed: unknown error \(CUDA_ERROR_UNKNOWN\)$", text)
+
+
 @pytest.mark.usefixtures("gpu")
 def test_a_device_without_room():
     found = run(NO_ROOM, LUTKERN_FAKE_CUDA="memory=1000000")
     assert found.stderr == ""
     lines = found.stdout.splitlines()
-    assert lines[0].startswith("to: no room for iq1_m of 4096 x 4096 on cuda:0: device_alloc: cuMemAlloc")
+    assert lines[0].startswith("to: iq1_m of 4096 x 4096 on cuda:0: device_alloc: cuMemAlloc")
     assert "CUDA_ERROR_OUT_OF_MEMORY" in lines[0]
     assert lines[1] == "True"
 

@@ -217,9 +217,9 @@ class PackedTensor:
             source = self._on_gpu(self._handle.device, layout)
         try:
             handle = _core.repack_to(source._handle, device, LAYOUTS[layout], 0)
-        except MemoryError as error:
-            size = " x ".join(map(str, self.shape))
-            raise MemoryError(f"to: no room for {self.format} of {size} on {device_name(device)}: {error}") from None
+        except (MemoryError, RuntimeError) as error:
+            what = f"{self.format} of {' x '.join(map(str, self.shape))} on {device_name(device)}"
+            raise type(error)(f"to: {what}: {error}") from None
         return PackedTensor._make(None, self.format, self.shape, layout, handle)
 
     def __len__(self) -> int:
