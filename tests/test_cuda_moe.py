@@ -193,6 +193,10 @@ def test_parts_are_views_where_they_can_be():
     assert lutkern.split_experts(t, [0] * 5)[1] is None
 
 
+def split_down(hidden, number=0):
+    return lutkern.split_experts(layer(hidden=hidden)[2], [0, 1, 0, 1, 1], ("cpu", "cuda:0"))[number]
+
+
 def call(**changed):
     placement = changed.pop("placement", [0, 1, 0, 1, 1])
     parts = dict(zip(("gate", "up", "down"), split(layer(), [0, 1, 0, 1, 1], ("cpu", "cuda:0")), strict=True))
@@ -236,6 +240,11 @@ BAD = {
         lambda: call(down=[None]),
         ValueError,
         "moe: gate, up and down have 2, 2, 1 parts, expected as many each",
+    ),
+    "parts of two sizes": (
+        lambda: call(down=[split_down(320), split_down(288, 1)]),
+        ValueError,
+        "moe: parts of down have 320 and 288 rows, expected one hidden size",
     ),
     "no experts": (
         lambda: call(placement=np.zeros(0, int), gate=[None], up=[None], down=[None]),
