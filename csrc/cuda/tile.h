@@ -27,6 +27,13 @@
 #include "../formats/formats.h"
 #include "arguments.h"
 
+// A loop whose steps the device has all in registers
+#if defined(__CUDACC__)
+#define LK_UNROLL _Pragma("unroll")
+#else
+#define LK_UNROLL
+#endif
+
 namespace lutkern {
 namespace cuda {
 
@@ -45,6 +52,7 @@ struct TileShape {
     kPlace = place,  // of the lowest bit of field 0
     kRing = bits == 12 ? 3 : (bits == 10 ? 5 : (bits == 9 ? 9 : 1)),
     kFields = 32 * kRing / bits,  // of a ring
+    kIndices = chunks == 6 ? 64 : 32,
     kFamily = bits == 12 ? 1 : (chunks == 6 ? 3 : 2),
     kCodes = bits == 12 ? 0 : 8  // word of the first ring
   };
@@ -138,6 +146,8 @@ LK_FN void put_field(uint32_t* words, int i, uint32_t value) {
 }  // namespace lutkern
 
 #include "tile_words.h"
+
+#include "tile_signs.h"
 
 namespace lutkern {
 namespace cuda {

@@ -4,26 +4,6 @@
 namespace lutkern {
 namespace cuda {
 
-// ---- signs: eight bits for each codeword, in planes ----
-
-// Where a word of signs has the sign of weight j of codeword i; halves: codewords are two indices of four weights.
-template <bool kHalves>
-LK_FN int sign_place(int i, int j) {
-  return kHalves ? 8 * (j % 4) + 2 * (i % 4) + j / 4 : 4 * j + i % 4;
-}
-
-template <bool kHalves>
-LK_FN void put_signs(uint32_t* words, int i, uint32_t signs) {
-  for (int j = 0; j < 8; ++j) words[i / 4] |= ((signs >> j) & 1u) << sign_place<kHalves>(i, j);
-}
-
-template <bool kHalves>
-LK_FN uint32_t get_signs(const uint32_t* words, int i) {
-  uint32_t signs = 0;
-  for (int j = 0; j < 8; ++j) signs |= ((words[i / 4] >> sign_place<kHalves>(i, j)) & 1u) << j;
-  return signs;
-}
-
 LK_FN void put_u16(uint8_t* to, uint32_t value) {
   to[0] = static_cast<uint8_t>(value);
   to[1] = static_cast<uint8_t>(value >> 8);
@@ -34,25 +14,78 @@ LK_FN void put_u32(uint8_t* to, uint32_t value) {
   put_u16(to + 2, value >> 16);
 }
 
+// ---- signs ----
+
+// A place in a word is a number of five bits. The bits of the word move as if bits a and b of their places changed sides;
+// a < b.
+LK_FN constexpr uint32_t places_with(int a, int b) {
+  uint32_t places = 0;
+  for (int p = 0; p < 32; ++p) places |= ((p >> a) & 1 && !((p >> b) & 1)) ? 1u << p : 0u;
+  return places;
+}
+template <int a, int b>
+LK_FN uint32_t swap_places(uint32_t word) {
+  constexpr uint32_t kPlaces = places_with(a, b);
+  constexpr int kShift = (1 << b) - (1 << a);
+  const uint32_t difference = (word ^ (word >> kShift)) & kPlaces;
+  return word ^ difference ^ (difference << kShift);
+}
+
+// Four bytes of signs, weight j of codeword k in bit 8 k + j, to the order of a tile: iq2 4 j + k; iq3, where index
+// 2 k + j / 4 has four weights, 8 (j % 4) + 2 k + j / 4.
+LK_FN uint32_t signs2(uint32_t bytes) {
+  return swap_places<1, 4>(swap_places<1, 2>(swap_places<0, 3>(swap_places<0, 1>(bytes))));
+}
+LK_FN uint32_t bytes_of_signs2(uint32_t signs) {
+  return swap_places<0, 1>(swap_places<0, 3>(swap_places<1, 2>(swap_places<1, 4>(signs))));
+}
+LK_FN uint32_t signs3(uint32_t bytes) {
+  return swap_places<2, 4>(swap_places<1, 3>(swap_places<0, 2>(swap_places<0, 1>(bytes))));
+}
+LK_FN uint32_t bytes_of_signs3(uint32_t signs) {
+  return swap_places<0, 1>(swap_places<0, 2>(swap_places<1, 3>(swap_places<2, 4>(signs))));
+}
+
+// The eight signs of codeword i; words: of signs
+template <bool kHalves>
+LK_FN uint32_t get_signs(const uint32_t* words, int i) {
+  const uint32_t bytes = kHalves ? bytes_of_signs3(words[i / 4]) : bytes_of_signs2(words[i / 4]);
+  return (bytes >> (8 * (i % 4))) & 255u;
+}
+
+// Four sign codes of seven bits, one to a byte, with their eighth signs
+LK_FN uint32_t with_parity(uint32_t sevens) {
+  uint32_t parity = sevens ^ (sevens >> 4);
+  parity ^= parity >> 2;
+  parity ^= parity >> 1;
+  return sevens | (parity & 0x01010101u) << 7;
+}
+LK_FN uint32_t bytes_of_sevens(uint32_t word) {
+  return (word & 0x7fu) | ((word << 1) & 0x7f00u) | ((word << 2) & 0x7f0000u) | ((word << 3) & 0x7f000000u);
+}
+LK_FN uint32_t sevens_of_bytes(uint32_t bytes) {
+  return (bytes & 0x7fu) | ((bytes & 0x7f00u) >> 1) | ((bytes & 0x7f0000u) >> 2) | ((bytes & 0x7f000000u) >> 3);
+}
+
+// ---- iq1 ----
+
 // Fields of 64 columns of iq1_s whose upper bit belongs to the scale of the first and of the other 32 columns, lowest bit
 // first, and those with the shift
 LK_FN constexpr int scale_field(int other, int bit) { return other ? (7 + bit) % 8 : 2 + bit; }
 LK_FN constexpr int shift_field(int other) { return other ? 6 : 5; }
 
-// ---- iq1_s ----
-
 LK_FN LaneWords<Iq1S> words_of(const Iq1S& b) {
   LaneWords<Iq1S> out{};
-  for (int i = 0; i < 32; ++i) {
-    const int other = (i % 8) / 4;
-    uint32_t upper[8] = {};
-    for (int g = 0; g < 2; ++g) {
-      const uint32_t word = load_u16(b.word[2 * (i / 8) + g]);
-      for (int bit = 0; bit < 3; ++bit) upper[scale_field(g, bit)] = (word >> (12 + bit)) & 1u;
-      upper[shift_field(g)] = word >> 15;
+  LK_UNROLL
+  for (int g = 0; g < 8; ++g) {
+    const uint32_t word = load_u16(b.word[g]);
+    const int first = 8 * (g / 2);
+    LK_UNROLL
+    for (int k = 0; k < 4; ++k) {
+      put_field<Tile<Iq1S>>(out.word, 4 * g + k, b.index[4 * g + k] | ((word >> (3 * k)) & 7u) << 8);
+      const int field = k < 3 ? scale_field(g % 2, k) : shift_field(g % 2);
+      put_field<Tile<Iq1S>>(out.word, first + field, ((word >> (12 + k)) & 1u) << 11);
     }
-    const uint32_t row = b.index[i] | ((load_u16(b.word[2 * (i / 8) + other]) >> (3 * (i % 4))) & 7u) << 8;
-    put_field<Tile<Iq1S>>(out.word, i, row | upper[i % 8] << 11);
   }
   out.half = load_u16(b.d);
   return out;
@@ -61,29 +94,27 @@ LK_FN LaneWords<Iq1S> words_of(const Iq1S& b) {
 LK_FN Iq1S block_of(const LaneWords<Iq1S>& words) {
   Iq1S b{};
   put_u16(b.d, words.half);
+  LK_UNROLL
   for (int g = 0; g < 8; ++g) {
-    const int first = 8 * (g / 2);
     uint32_t word = 0;
+    LK_UNROLL
     for (int k = 0; k < 4; ++k) {
       const uint32_t field = get_field<Tile<Iq1S>>(words.word, 4 * g + k);
       b.index[4 * g + k] = static_cast<uint8_t>(field);
-      word |= ((field >> 8) & 7u) << (3 * k);
+      const int upper = 8 * (g / 2) + (k < 3 ? scale_field(g % 2, k) : shift_field(g % 2));
+      word |= ((field >> 8) & 7u) << (3 * k) | (get_field<Tile<Iq1S>>(words.word, upper) >> 11) << (12 + k);
     }
-    for (int bit = 0; bit < 3; ++bit) {
-      word |= (get_field<Tile<Iq1S>>(words.word, first + scale_field(g % 2, bit)) >> 11) << (12 + bit);
-    }
-    word |= (get_field<Tile<Iq1S>>(words.word, first + shift_field(g % 2)) >> 11) << 15;
     put_u16(b.word[g], word);
   }
   return b;
 }
 
-// ---- iq1_m: 48 bits of scales, 16 bits of d ----
-
 LK_FN LaneWords<Iq1M> words_of(const Iq1M& b) {
   LaneWords<Iq1M> out{};
+  LK_UNROLL
   for (int i = 0; i < 32; ++i) put_field<Tile<Iq1M>>(out.word, i, b.index[i] | high_bits(b, i) << 8);
   uint64_t tail = 0;
+  LK_UNROLL
   for (int k = 0; k < 4; ++k) {
     const uint64_t word = load_u16(b.word[k]);
     tail |= (word & 0xfffu) << (12 * k) | (word >> 12) << (48 + 4 * k);
@@ -95,139 +126,42 @@ LK_FN LaneWords<Iq1M> words_of(const Iq1M& b) {
 
 LK_FN Iq1M block_of(const LaneWords<Iq1M>& words) {
   Iq1M b{};
-  for (int i = 0; i < 32; ++i) {
-    const uint32_t field = get_field<Tile<Iq1M>>(words.word, i);
-    b.index[i] = static_cast<uint8_t>(field);
-    b.high[i / 2] = static_cast<uint8_t>(b.high[i / 2] | (field >> 8) << (4 * (i % 2)));
+  LK_UNROLL
+  for (int i = 0; i < 32; i += 2) {
+    const uint32_t first = get_field<Tile<Iq1M>>(words.word, i);
+    const uint32_t second = get_field<Tile<Iq1M>>(words.word, i + 1);
+    b.index[i] = static_cast<uint8_t>(first);
+    b.index[i + 1] = static_cast<uint8_t>(second);
+    b.high[i / 2] = static_cast<uint8_t>(first >> 8 | (second >> 8) << 4);
   }
-  const uint64_t tail = words.word[Tile<Iq1M>::kScales] | static_cast<uint64_t>(words.word[Tile<Iq1M>::kScales + 1])
-                                                              << 32;
+  const uint32_t* scales = words.word + Tile<Iq1M>::kScales;
+  const uint64_t tail = scales[0] | static_cast<uint64_t>(scales[1]) << 32;
+  LK_UNROLL
   for (int k = 0; k < 4; ++k) {
-    put_u16(b.word[k], static_cast<uint32_t>(((tail >> (12 * k)) & 0xfffu) | ((tail >> (48 + 4 * k)) & 15u) << 12));
+    const uint64_t word = ((tail >> (12 * k)) & 0xfffu) | ((tail >> (48 + 4 * k)) & 15u) << 12;
+    put_u16(b.word[k], static_cast<uint32_t>(word));
   }
   return b;
 }
 
-// ---- iq2_xxs and iq3_xxs: groups of 32 columns with a word of four sign codes and a scale ----
+// ---- iq2 and iq3: the place of everything, format by format ----
 
-LK_FN LaneWords<Iq2Xxs> words_of(const Iq2Xxs& b) {
-  LaneWords<Iq2Xxs> out{};
-  for (int i = 0; i < 32; ++i) {
-    const uint32_t word = load_u32(b.group[i / 4].word);
-    put_field<Tile<Iq2Xxs>>(out.word, i, b.group[i / 4].index[i % 4]);
-    put_signs<false>(out.word, i, signs_from_parity((word >> (7 * (i % 4))) & 127u));
-    if (i % 4 == 0) out.word[Tile<Iq2Xxs>::kScales] |= (word >> 28) << i;
-  }
-  out.half = load_u16(b.d);
-  return out;
+LK_FN uint32_t get_index(const Iq2Xxs& b, int k) { return b.group[k / 4].index[k % 4]; }
+LK_FN uint32_t get_index(const Iq2Xs& b, int k) { return load_u16(b.word[k]) & 511u; }
+LK_FN uint32_t get_index(const Iq2S& b, int k) { return grid_index(b, k); }
+LK_FN uint32_t get_index(const Iq3Xxs& b, int k) { return b.index[k]; }
+LK_FN uint32_t get_index(const Iq3S& b, int k) { return grid_index(b, k); }
+
+LK_FN void add_index(Iq2Xxs& b, int k, uint32_t i) { b.group[k / 4].index[k % 4] = static_cast<uint8_t>(i); }
+LK_FN void add_index(Iq2Xs& b, int k, uint32_t i) { put_u16(b.word[k], load_u16(b.word[k]) | i); }
+LK_FN void add_index(Iq2S& b, int k, uint32_t i) {
+  b.index[k] = static_cast<uint8_t>(i);
+  b.high[k / 4] = static_cast<uint8_t>(b.high[k / 4] | (i >> 8) << (2 * (k % 4)));
 }
-
-LK_FN Iq2Xxs block_of(const LaneWords<Iq2Xxs>& words) {
-  Iq2Xxs b{};
-  put_u16(b.d, words.half);
-  for (int g = 0; g < 8; ++g) {
-    uint32_t word = ((words.word[Tile<Iq2Xxs>::kScales] >> (4 * g)) & 15u) << 28;
-    for (int k = 0; k < 4; ++k) {
-      b.group[g].index[k] = static_cast<uint8_t>(get_field<Tile<Iq2Xxs>>(words.word, 4 * g + k));
-      word |= (get_signs<false>(words.word, 4 * g + k) & 127u) << (7 * k);
-    }
-    put_u32(b.group[g].word, word);
-  }
-  return b;
-}
-
-LK_FN LaneWords<Iq3Xxs> words_of(const Iq3Xxs& b) {
-  LaneWords<Iq3Xxs> out{};
-  for (int k = 0; k < 64; ++k) put_field<Tile<Iq3Xxs>>(out.word, k, b.index[k]);
-  for (int i = 0; i < 32; ++i) {
-    const uint32_t word = load_u32(b.word[i / 4]);
-    put_signs<true>(out.word, i, signs_from_parity((word >> (7 * (i % 4))) & 127u));
-    if (i % 4 == 0) out.word[Tile<Iq3Xxs>::kScales] |= (word >> 28) << i;
-  }
-  out.half = load_u16(b.d);
-  return out;
-}
-
-LK_FN Iq3Xxs block_of(const LaneWords<Iq3Xxs>& words) {
-  Iq3Xxs b{};
-  put_u16(b.d, words.half);
-  for (int k = 0; k < 64; ++k) b.index[k] = static_cast<uint8_t>(get_field<Tile<Iq3Xxs>>(words.word, k));
-  for (int g = 0; g < 8; ++g) {
-    uint32_t word = ((words.word[Tile<Iq3Xxs>::kScales] >> (4 * g)) & 15u) << 28;
-    for (int k = 0; k < 4; ++k) word |= (get_signs<true>(words.word, 4 * g + k) & 127u) << (7 * k);
-    put_u32(b.word[g], word);
-  }
-  return b;
-}
-
-// ---- iq2_xs, iq2_s, iq3_s ----
-
-LK_FN LaneWords<Iq2Xs> words_of(const Iq2Xs& b) {
-  LaneWords<Iq2Xs> out{};
-  for (int i = 0; i < 32; ++i) {
-    const uint32_t word = load_u16(b.word[i]);
-    put_field<Tile<Iq2Xs>>(out.word, i, word & 511u);
-    put_signs<false>(out.word, i, signs_from_parity(word >> 9));
-  }
-  for (int k = 0; k < 2; ++k) out.word[Tile<Iq2Xs>::kScales + k] = load_u32(b.scale + 4 * k);
-  out.half = load_u16(b.d);
-  return out;
-}
-
-LK_FN Iq2Xs block_of(const LaneWords<Iq2Xs>& words) {
-  Iq2Xs b{};
-  put_u16(b.d, words.half);
-  for (int i = 0; i < 32; ++i) {
-    put_u16(b.word[i], get_field<Tile<Iq2Xs>>(words.word, i) | (get_signs<false>(words.word, i) & 127u) << 9);
-  }
-  for (int k = 0; k < 2; ++k) put_u32(b.scale + 4 * k, words.word[Tile<Iq2Xs>::kScales + k]);
-  return b;
-}
-
-LK_FN LaneWords<Iq2S> words_of(const Iq2S& b) {
-  LaneWords<Iq2S> out{};
-  for (int i = 0; i < 32; ++i) {
-    put_field<Tile<Iq2S>>(out.word, i, grid_index(b, i));
-    put_signs<false>(out.word, i, b.sign[i]);
-  }
-  for (int k = 0; k < 2; ++k) out.word[Tile<Iq2S>::kScales + k] = load_u32(b.scale + 4 * k);
-  out.half = load_u16(b.d);
-  return out;
-}
-
-LK_FN Iq2S block_of(const LaneWords<Iq2S>& words) {
-  Iq2S b{};
-  put_u16(b.d, words.half);
-  for (int i = 0; i < 32; ++i) {
-    const uint32_t field = get_field<Tile<Iq2S>>(words.word, i);
-    b.index[i] = static_cast<uint8_t>(field);
-    b.high[i / 4] = static_cast<uint8_t>(b.high[i / 4] | (field >> 8) << (2 * (i % 4)));
-    b.sign[i] = static_cast<uint8_t>(get_signs<false>(words.word, i));
-  }
-  for (int k = 0; k < 2; ++k) put_u32(b.scale + 4 * k, words.word[Tile<Iq2S>::kScales + k]);
-  return b;
-}
-
-LK_FN LaneWords<Iq3S> words_of(const Iq3S& b) {
-  LaneWords<Iq3S> out{};
-  for (int k = 0; k < 64; ++k) put_field<Tile<Iq3S>>(out.word, k, grid_index(b, k));
-  for (int i = 0; i < 32; ++i) put_signs<true>(out.word, i, b.sign[i]);
-  out.word[Tile<Iq3S>::kScales] = load_u32(b.scale);
-  out.half = load_u16(b.d);
-  return out;
-}
-
-LK_FN Iq3S block_of(const LaneWords<Iq3S>& words) {
-  Iq3S b{};
-  put_u16(b.d, words.half);
-  for (int k = 0; k < 64; ++k) {
-    const uint32_t field = get_field<Tile<Iq3S>>(words.word, k);
-    b.index[k] = static_cast<uint8_t>(field);
-    b.high[k / 8] = static_cast<uint8_t>(b.high[k / 8] | (field >> 8) << (k % 8));
-  }
-  for (int i = 0; i < 32; ++i) b.sign[i] = static_cast<uint8_t>(get_signs<true>(words.word, i));
-  put_u32(b.scale, words.word[Tile<Iq3S>::kScales]);
-  return b;
+LK_FN void add_index(Iq3Xxs& b, int k, uint32_t i) { b.index[k] = static_cast<uint8_t>(i); }
+LK_FN void add_index(Iq3S& b, int k, uint32_t i) {
+  b.index[k] = static_cast<uint8_t>(i);
+  b.high[k / 8] = static_cast<uint8_t>(b.high[k / 8] | (i >> 8) << (k % 8));
 }
 
 }  // namespace cuda

@@ -46,6 +46,19 @@ void check_places(const char* format) {
   }
 }
 
+// The order of signs as tile.h draws it, bit by bit
+void check_signs() {
+  for (int k = 0; k < 4; ++k) {
+    for (int j = 0; j < 8; ++j) {
+      const uint32_t bytes = 1u << (8 * k + j);
+      const uint32_t iq2 = 1u << (4 * j + k);
+      const uint32_t iq3 = 1u << (8 * (j % 4) + 2 * k + j / 4);
+      if (signs2(bytes) != iq2 || bytes_of_signs2(iq2) != bytes) fail("iq2", "signs", 4 * k + j);
+      if (signs3(bytes) != iq3 || bytes_of_signs3(iq3) != bytes) fail("iq3", "signs", 4 * k + j);
+    }
+  }
+}
+
 template <class Block>
 void check(const char* format, FormatId id) {
   using T = Tile<Block>;
@@ -74,6 +87,7 @@ void check(const char* format, FormatId id) {
 }  // namespace
 
 int main() {
+  check_signs();
   check<Iq1S>("iq1_s", FormatId::iq1_s);
   check<Iq1M>("iq1_m", FormatId::iq1_m);
   check<Iq2Xxs>("iq2_xxs", FormatId::iq2_xxs);
