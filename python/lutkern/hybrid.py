@@ -135,10 +135,11 @@ def parts_of(gate: Any, up: Any, down: Any, placement: Any) -> list[Part]:
         found.append(Part(g, u, d, local))
     if not found:
         raise ValueError("moe: no part has an expert, expected at least one")
-    for part in found:  # results are made in the size of the first
-        if part.down.shape[1] != found[0].down.shape[1]:
+    hidden = found[0].down.shape[1]  # of all results
+    for part in found:
+        if part.down.shape[1] != hidden:
             raise ValueError(
-                f"moe: parts of down have {found[0].down.shape[1]} and {part.down.shape[1]} rows, expected one hidden size"
+                f"moe: parts of down have {hidden} and {part.down.shape[1]} rows, expected one hidden size"
             )
     return found
 
