@@ -52,6 +52,7 @@ LK_DEVICE void dequantize_tile(const DequantizeArgs& args, const Table<Block>& t
     warp_barrier();
     const int column = kTileCols * tile + kGroup * g + static_cast<int>(lane());
     const int64_t first = (expert * w.rows + first_row) * w.cols + column;
+#pragma unroll 1
     for (int r = 0; r < rows && column < w.cols; ++r) {
       store_number(args.out, args.dtype, first + static_cast<int64_t>(r) * w.cols,
                    float_of_bits(load4(square + 4 * (kSquareRow * r + lane()))));

@@ -2,9 +2,10 @@
 // shared memory.
 //
 //   entry   4 bytes, kCopies of it side by side; lane l reads copy l % kCopies, so that lanes meet in fewer banks:
-//           a warp's load takes about 3.5 cycles with 1 copy, 3 with 8, 2 with 16, 1 with 32. A table has 32 KB (iq1: 16),
-//           three of them fit an SM of 228 KB, and filling one (from the L2 cache, once for a block) takes as long as the
-//           products of about 2000 columns.
+//           by count, a warp's load of 32 random entries takes about 3.5 cycles with 1 copy, 3 with 8, 2 with 16, 1 with
+//           32. A table has 32 KB: iq2_xxs and iq3_xxs 32 copies, iq2_xs and iq3_s 16, iq2_s 8. Iq1 has 1 copy, 16 KB:
+//           fewer conflicts would need 16 copies, 256 KB; so iq1 may be bound by shared memory. Filling a table (from
+//           the L2 cache, once for a block) takes about as long as the products of 600 columns.
 //   iq1     nibble n of {0, 1, 4, 5, 8, 9}: 8 * (codebook +- 1/8) = 2 n - 9, the shift folded in; weight j < 4 in the low
 //           nibble of byte j, weight 4 + j in its high nibble
 //   iq2     nibble j is the code of weight j: 0, 1, 2 for 8, 25, 43. The sign goes to its bit 2, then one PRMT makes four

@@ -2,11 +2,11 @@
 //
 // Reads tiles (tile.h): lane = row, the warps of a block share the 256-column tiles of 32 rows.
 //
-//   fill the table, stage x as integers (activations.cuh)
 //   for each row of tiles of this block: the sums of sums.cuh over its tiles; warp 0 adds the warps and stores 32 rows
+//   before the first sum, while its weights are on their way: fill the table, stage x as integers (activations.cuh)
 //
 // LDG.128 of the next tile flies while this one is multiplied (dot.cuh: LDS of entries and of x, IDP4A). Filling the table
-// and staging x is paid once for a block, that is for all its rows of tiles, and overlaps with the first loads.
+// and staging x is paid once for a block, that is for all its rows of tiles.
 // The caller guarantees tiles, a plan of matvec_plan.h, stored_cols > 0, and that nothing writes x or the weight meanwhile.
 #pragma once
 #include "matvec_plan.h"
@@ -24,7 +24,7 @@ LK_DEVICE void matvec(const ProductArgs& args, uint8_t* shared) {
   const Dot<Block> dot(shared, lane());
   const int first = args.row_begin / kTileRows;
   const int tile_rows = (args.row_end + kTileRows - 1) / kTileRows - first;
-  Table<Block>::fill(shared, thread(), threads());
+  bool is_filled = false;
   for (int64_t token = block_y(); token < args.x.rows; token += blocks_y()) {
     bool is_staged = false;
     for (int64_t r = block_x(); r < tile_rows; r += blocks_x()) {
@@ -35,6 +35,8 @@ LK_DEVICE void matvec(const ProductArgs& args, uint8_t* shared) {
         const int end = begin + kStagedTiles < tiles ? begin + kStagedTiles : tiles;
         Walk<Block> walk;
         walk.begin({end - begin, 0, begin, begin, end, 1}, segments, lane());
+        if (!is_filled) Table<Block>::fill(shared, thread(), threads());
+        is_filled = true;
         if (!is_staged) {
           if (begin > 0) barrier();
           stage_floats(staged, args.x, token, begin, end - begin);

@@ -63,17 +63,25 @@ LK_DEVICE void finish_hidden(const MoeArgs& args, int64_t pair, int64_t tile_row
 
 // ---- gate and up ----
 
-// Sums of segments [0, n) with x of the token; staged holds them already where is_staged is set.
+// What shared memory holds already
+struct Ready {
+  bool table;
+  bool x;
+};
+
+// Sums of segments [0, n) with x of the token. The table and x are made here, while the first weights are on their way.
 template <class Block, class Sink>
-LK_DEVICE void up_sums(const MoeArgs& args, const MoeShared& part, int64_t token, int n, bool is_staged, uint32_t lane,
+LK_DEVICE void up_sums(const MoeArgs& args, const MoeShared& part, int64_t token, int n, Ready ready, uint32_t own,
                        Sink& sink) {
   const int tiles = args.up.stored_cols / kTileCols;
-  const Dot<Block> dot(part.table, lane);
+  const Dot<Block> dot(part.table, own % 32);
   for (int begin = 0; begin < tiles; begin += kStagedTiles) {
     const int end = begin + kStagedTiles < tiles ? begin + kStagedTiles : tiles;
     Walk<Block> walk;
-    walk.begin({n * (end - begin), 0, begin, begin, end, 1}, part.segments, lane);
-    if (!is_staged) {
+    walk.begin({n * (end - begin), 0, begin, begin, end, 1}, part.segments, own % 32);
+    if (!ready.table) Table<Block>::fill(part.table, own, threads());
+    ready.table = true;
+    if (!ready.x) {
       if (begin > 0) barrier();
       stage_floats(part.staged, args.x, token, begin, end - begin);
     }
@@ -87,7 +95,7 @@ LK_DEVICE void moe_up(const MoeArgs& args, uint8_t* shared) {
   const int matrices = args.gate.data ? 2 : 1;
   const MoeShared part = moe_shared(shared, Table<Block>::kBytes, args.up.stored_cols / kTileCols, 2, 2);
   const int64_t pairs = static_cast<int64_t>(args.x.rows) * args.k;
-  Table<Block>::fill(part.table, thread(), threads());
+  bool is_filled = false;
   for (int64_t pair = block_y(); pair < pairs; pair += blocks_y()) {
     const int expert = expert_of(args, pair);
     if (expert < 0) continue;
@@ -97,7 +105,8 @@ LK_DEVICE void moe_up(const MoeArgs& args, uint8_t* shared) {
     }
     barrier();
     SumOfEach sums = {{0.0f, 0.0f}};
-    up_sums<Block>(args, part, pair / args.k, matrices, false, lane(), sums);
+    up_sums<Block>(args, part, pair / args.k, matrices, {is_filled, false}, thread(), sums);
+    is_filled = true;
     add_warps(sums, part.sums);
     if (warp() == 0) {
       const float first = sums.sum[0] * dot_unit<Block>();
@@ -110,9 +119,8 @@ LK_DEVICE void moe_up(const MoeArgs& args, uint8_t* shared) {
 // One matrix of a pair, whatever its format: the sum of this lane's row, in warp 0
 template <class Block>
 LK_DEVICE float one_matrix(const MoeArgs& args, const MoeShared& part, int64_t token, bool is_staged, uint32_t own) {
-  Table<Block>::fill(part.table, own, threads());
   SumOfAll sums = {{0.0f}};
-  up_sums<Block>(args, part, token, 1, is_staged, own % 32, sums);
+  up_sums<Block>(args, part, token, 1, {false, is_staged}, own, sums);
   add_warps(sums, part.sums);
   return sums.sum[0] * dot_unit<Block>();
 }
@@ -206,7 +214,7 @@ LK_DEVICE void moe_down(const MoeArgs& args, uint8_t* shared) {
   const int64_t all_tiles = static_cast<int64_t>(tiles) * args.k;
   const MoeShared part = moe_shared(shared, Table<Block>::kBytes, all_tiles, args.k, SumOfAll::kSums);
   const Dot<Block> dot(part.table, lane());
-  Table<Block>::fill(part.table, thread(), threads());
+  bool is_filled = false;
   for (int64_t token = block_y(); token < args.x.rows; token += blocks_y()) {
     const int slots = sort_slots(args, token, part.segments);
     barrier();
@@ -215,6 +223,8 @@ LK_DEVICE void moe_down(const MoeArgs& args, uint8_t* shared) {
       const int end = begin + kStagedTiles < slots * tiles ? begin + kStagedTiles : slots * tiles;
       Walk<Block> walk;
       walk.begin({end - begin, begin / tiles, begin % tiles, 0, tiles, 0}, part.segments, lane());
+      if (!is_filled) Table<Block>::fill(part.table, thread(), threads());
+      is_filled = true;
       if (begin > 0) barrier();
       stage_slots(args, part, token, begin, end);
       barrier();
