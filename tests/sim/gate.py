@@ -196,15 +196,14 @@ def show(kernel: sass.Kernel, arch: str, budget: dict[str, Any], block_bytes: di
 
 
 def write_budgets(budgets: dict[str, Any], measured: dict[str, dict[str, Figures]]) -> None:
-    """Set each kernel's numbers to what is reached, registers to whole groups of 8; what it expects stays."""
+    """Set the numbers of the kernels measured to what is reached, registers to whole groups of 8; the rest stays."""
     for name, by_arch in measured.items():
-        budget = budgets["kernels"].setdefault(name, {})
-        budget["registers"] = {arch: (f.registers + 7) // 8 * 8 for arch, f in by_arch.items()}
-        if "instructions_per_codeword" in budget:
-            budget["instructions_per_codeword"] = {
-                arch: math.ceil(100 * SLACK * f.per_codeword) / 100 for arch, f in by_arch.items()
-            }
-    budgets["kernels"] = {name: budgets["kernels"][name] for name in sorted(measured)}
+        budget = budgets["kernels"].setdefault(name, {"registers": {}})
+        for arch, got in by_arch.items():
+            budget["registers"][arch] = (got.registers + 7) // 8 * 8
+            if "instructions_per_codeword" in budget:
+                budget["instructions_per_codeword"][arch] = math.ceil(100 * SLACK * got.per_codeword) / 100
+    budgets["kernels"] = dict(sorted(budgets["kernels"].items()))
 
 
 def read_kernels(options: argparse.Namespace, arch: str) -> dict[str, sass.Kernel]:
@@ -234,7 +233,7 @@ def main(arguments: list[str]) -> int:
             budget = budgets["kernels"].get(name)
             got = figures(kernel, budget or {})
             measured.setdefault(name, {})[arch] = got
-            if options.kernel:
+            if options.kernel and not options.write:
                 show(kernel, arch, budget or {}, budgets["tile_bytes"])
             found += problems(name, arch, got, budget)
     if options.write:
