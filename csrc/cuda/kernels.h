@@ -2,7 +2,8 @@
 #pragma once
 #include "arguments.h"
 
-// X(name in GGUF, block type): the formats that have tiles on the device
+// X(name in GGUF, block type): the formats that have tiles on the device; a test that builds a part of the text names fewer
+#if !defined(LUTKERN_CUDA_TILE_FORMATS)
 #define LUTKERN_CUDA_TILE_FORMATS(X) \
   X(iq1_s, Iq1S)                     \
   X(iq1_m, Iq1M)                     \
@@ -11,6 +12,7 @@
   X(iq2_s, Iq2S)                     \
   X(iq3_xxs, Iq3Xxs)                 \
   X(iq3_s, Iq3S)
+#endif
 
 // Of one tile format. to_tiles, to_blocks: repack. matvec: one token. small: 2 to 8 tokens. large: more, of quantised x.
 // moe_up: gate and up of one format (or no gate), pair by pair; moe_down. batch: the pairs of an expert at once.
