@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import re
-from ctypes import POINTER, c_char_p, c_float, c_int32, c_int64, c_size_t, c_uint64, c_void_p
+from ctypes import POINTER, c_char_p, c_int32, c_int64, c_size_t, c_uint64, c_void_p
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -184,7 +184,7 @@ def run(kernel: str, args: Arguments, seed: int = 0) -> None:
 
 
 class Memory:
-    """Device memory: buffers of exactly the asked size, at a multiple of 256, between guards that must stay as they are."""
+    """Device memory: buffers of exactly the asked size, at a multiple of 256, between guards that must stay."""
 
     GUARD = 256
 
@@ -298,9 +298,7 @@ def matrix_args(memory: Memory, x: Array, gap: int = 0) -> MatrixArgs:
     buffer = memory.room(rows * (cols + gap) - gap, x.dtype, fill=0xFF)
     for row in range(rows):
         buffer[row * (cols + gap) : row * (cols + gap) + cols] = x[row]
-    return MatrixArgs(
-        data=address(buffer), row_stride=cols + gap, dtype=DTYPES[x.dtype.name], rows=rows, cols=cols
-    )
+    return MatrixArgs(data=address(buffer), row_stride=cols + gap, dtype=DTYPES[x.dtype.name], rows=rows, cols=cols)
 
 
 def quantized_room(memory: Memory, rows: int, cols: int) -> tuple[Quantized, Array, Array]:
@@ -308,5 +306,3 @@ def quantized_room(memory: Memory, rows: int, cols: int) -> tuple[Quantized, Arr
     q = memory.room((rows, stride), np.int8)
     scale = memory.room((rows, stride // GROUP), np.float32)
     return Quantized(q=address(q), scale=address(scale), stride=stride), q, scale
-
-

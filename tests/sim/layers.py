@@ -18,7 +18,6 @@ from .kernels import (
     FORMATS,
     ROOT,
     Array,
-    Bytes,
     Memory,
     MoeArgs,
     Packed,
@@ -164,8 +163,8 @@ def expert_layer(
     tokens: int = 3,
     k: int = 2,
     experts: int = 5,
-    inter: int = 65,
-    hidden: int = 288,
+    inter: int = 40,
+    hidden: int = 100,
     seed: int = 0,
     **options: Any,
 ) -> Layer:
@@ -180,5 +179,3 @@ def expert_layer(
         rng.random((tokens, k), dtype=np.float32),
         **options,
     )
-
-
