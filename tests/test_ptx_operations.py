@@ -78,8 +78,8 @@ def text_of(row: Row) -> str:
             lines.append(instruction)
             store = "selp.u32 %u, 1, 0, %d;" if kind == "pred" else ""
             source = "%u" if kind == "pred" else "%d"
-            size = "u32" if kind == "pred" else register(kind)
-            lines += [*load, store, f"st.global.{size} [%at], {source};"]
+            stored = "u32" if kind == "pred" else register(kind)
+            lines += [*load, store, f"st.global.{stored} [%at], {source};"]
         else:
             lines += [f".reg .{register(kind)} %{name};", *load]
             if kind == "pred":
