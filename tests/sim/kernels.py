@@ -1,4 +1,4 @@
-"""The CUDA kernels on the CPU: csrc/cuda/arguments.h and kernels.h in Python, memory, launches through liblutkern_sim."""
+"""The CUDA kernels on the CPU: arguments.h and kernels.h in Python, memory, launches through liblutkern_sim."""
 
 from __future__ import annotations
 
