@@ -69,6 +69,16 @@ LK_KERNEL(matrix, Numbers) {
   }
 }
 
+// The rows of four matrices: row i, 16 bytes, is where lane 31 - i put it.
+LK_KERNEL(matrix_rows, Numbers) {
+  LK_DYNAMIC_SHARED(rows);
+  store16(rows + 16 * lane(), load16(args.in + 4 * (31 - lane())));
+  warp_barrier();
+  uint32_t v[4];
+  load_matrices(v, rows + 16 * (31 - lane()));
+  for (uint32_t i = 0; i < 4; ++i) args.out[4 * lane() + i] = v[i];
+}
+
 // Two groups of copies; the first is waited for alone.
 LK_KERNEL(copies, Numbers) {
   LK_DYNAMIC_SHARED(bytes);
@@ -292,6 +302,18 @@ void check_matrix(uint64_t seed) {
   }
 }
 
+// Lane 4 g + t has word t of row g of each matrix: what `matrix` above loads for its fragments.
+void check_matrix_rows(uint64_t seed) {
+  Words in(128), out(128);
+  for (uint32_t i = 0; i < 128; ++i) in[i] = i * i;
+  if (*run("matrix_rows", out, in, 0, {1, 32, 512}, seed) != 0) stop("matrix_rows: there is an error");
+  for (uint32_t lane = 0; lane < 32; ++lane) {
+    for (uint32_t i = 0; i < 4; ++i) {
+      expect_equal("matrix_rows", seed, 4 * lane + i, out[4 * lane + i], in[4 * (8 * i + lane / 4) + lane % 4]);
+    }
+  }
+}
+
 void check_copies(uint64_t seed) {
   Words in(512), out(64);
   for (uint32_t i = 0; i < 512; ++i) in[i] = i * i;
@@ -348,6 +370,7 @@ int main() {
     check_sum(seed);
     check_ask(seed);
     check_matrix(seed);
+    check_matrix_rows(seed);
     check_copies(seed);
   }
 
