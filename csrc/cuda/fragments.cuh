@@ -33,6 +33,13 @@
 namespace lutkern {
 namespace cuda {
 
+// Blocks that an SM shall hold. Where it has 100 KB of shared memory there is room for one, and for all registers.
+#if defined(__CUDA_ARCH__) && (__CUDA_ARCH__ == 800 || __CUDA_ARCH__ == 900 || __CUDA_ARCH__ == 1000)
+enum : int { kBlocksOfSm = 2, kLargeBlocksOfSm = 3 };
+#else
+enum : int { kBlocksOfSm = 1, kLargeBlocksOfSm = 2 };
+#endif
+
 // A scale for each 16 columns: otherwise for each 32.
 template <class Block>
 struct TwoScales {
@@ -62,6 +69,43 @@ struct PanelB {
   int eights;           // 8-token steps that are wanted
 };
 
+// ---- tables ----
+
+// Codes of eight weights of iq1 in the order of their nibbles, 0 .. 5 for -9 -7 -1 1 7 9, from an entry of lane.cuh: one
+// PRMT makes four signed bytes of them, where dot.cuh wants numbers without a sign.
+LK_DEVICE uint32_t iq1_codes(uint32_t entry) {
+  const uint32_t codes = ((entry >> 1) & 0x66666666u) | (entry & 0x11111111u);
+  const uint32_t first = codes & 0x0f0f0f0fu, last = (codes >> 4) & 0x0f0f0f0fu;
+  return byte_perm(first | first >> 4, last | last >> 4, 0x6420);
+}
+
+// By all threads of a block; a barrier follows.
+template <class Block>
+LK_DEVICE void fill_codes(uint8_t* shared) {
+  if constexpr (Tile<Block>::kFamily == 1) {
+    const Block* format = nullptr;
+    for (int i = static_cast<int>(thread()); i < Table<Block>::kEntries; i += static_cast<int>(threads())) {
+      const uint32_t shift = i < 2048 ? 0x11111111u : 0;  // +1/8 or -1/8
+      store4(shared + 4 * i, iq1_codes(entry(format, static_cast<uint32_t>(i) & 2047u) + shift));
+    }
+  } else {
+    Table<Block>::fill(shared, thread(), threads());
+  }
+}
+
+template <class Block>
+LK_DEVICE void codes_of(const Lane<Block>& weights, int i, const Table<Block>& table, uint32_t& low, uint32_t& high) {
+  if constexpr (Tile<Block>::kFamily == 1) {
+    const uint32_t nibbles = table.at(iq1_offset<Block>(weights.words.word, i));
+    low = byte_perm(0x01fff9f7u, 0x00000907u, nibbles);
+    high = byte_perm(0x01fff9f7u, 0x00000907u, nibbles >> 16);
+  } else {
+    weights.codes(i, table, low, high);
+  }
+}
+
+// ---- a tile to panels of A ----
+
 // What the scales of a lane's row are multiples of
 template <class Block>
 LK_DEVICE float row_scale(const LaneWords<Block>& words) {
@@ -78,8 +122,8 @@ LK_DEVICE void unpack_quarter(LaneWords<Block>& words, const uint8_t* next, cons
 #pragma unroll
   for (int c = 0; c < 4; ++c) {
     Words4 sixteen;
-    weights.codes(8 * kQuarter + 2 * c, table, sixteen.x, sixteen.y);
-    weights.codes(8 * kQuarter + 2 * c + 1, table, sixteen.z, sixteen.w);
+    codes_of(weights, 8 * kQuarter + 2 * c, table, sixteen.x, sixteen.y);
+    codes_of(weights, 8 * kQuarter + 2 * c + 1, table, sixteen.z, sixteen.w);
     store16(panel + place_in_a(row, static_cast<uint32_t>(c)), sixteen);
   }
   uint8_t* scales = panel + kPanelCodes + 4 * (4 * (row % 8) + row / 8);

@@ -102,7 +102,7 @@ LK_DEVICE void matmul_small(const ProductArgs& args, const Table<Block>& table, 
 template <class Block>
 LK_DEVICE void matmul_small(const ProductArgs& args, uint8_t* shared) {
   static_assert(2 * kSmallTokens * kSumStride * 4 <= kSmallWarpBytes, "sums take the place of the panels");
-  Table<Block>::fill(shared, thread(), threads());
+  fill_codes<Block>(shared);
   barrier();
   const Table<Block> table(shared, lane());
   if (small_tiles(args) == 1) {
@@ -178,7 +178,7 @@ LK_DEVICE void matmul_large(const ProductArgs& args, uint8_t* shared) {
   const int64_t left = args.x.rows - first_token;
   const LargeStages x = {args, stages, first_token,
                          static_cast<int>(left < kLargeTokens ? left : int64_t{kLargeTokens})};
-  Table<Block>::fill(shared, thread(), threads());
+  fill_codes<Block>(shared);
   clear_shared(stages, 2 * kLargeStageBytes, thread(), threads());
   barrier();
   const Table<Block> table(shared, lane());
@@ -211,14 +211,14 @@ LK_DEVICE void matmul_large(const ProductArgs& args, uint8_t* shared) {
   }
 }
 
-#define LUTKERN_MATMUL(name, Block)                                         \
-  LK_KERNEL_BOUNDS(matmul_small_##name, ProductArgs, 32 * kSmallWarps, 2) { \
-    LK_DYNAMIC_SHARED(shared);                                              \
-    matmul_small<Block>(args, shared);                                      \
-  }                                                                         \
-  LK_KERNEL_BOUNDS(matmul_large_##name, ProductArgs, 32 * kLargeWarps, 3) { \
-    LK_DYNAMIC_SHARED(shared);                                              \
-    matmul_large<Block>(args, shared);                                      \
+#define LUTKERN_MATMUL(name, Block)                                                        \
+  LK_KERNEL_BOUNDS(matmul_small_##name, ProductArgs, 32 * kSmallWarps, kBlocksOfSm) {      \
+    LK_DYNAMIC_SHARED(shared);                                                             \
+    matmul_small<Block>(args, shared);                                                     \
+  }                                                                                        \
+  LK_KERNEL_BOUNDS(matmul_large_##name, ProductArgs, 32 * kLargeWarps, kLargeBlocksOfSm) { \
+    LK_DYNAMIC_SHARED(shared);                                                             \
+    matmul_large<Block>(args, shared);                                                     \
   }
 LUTKERN_CUDA_TILE_FORMATS(LUTKERN_MATMUL)
 #undef LUTKERN_MATMUL

@@ -214,7 +214,7 @@ LK_DEVICE void moe_up_batch(const MoeArgs& args, uint8_t* shared) {
   UpBlock block = up_block(args, shared + Table<Block>::kBytes, up_splits(args));
   const int all = find_pairs(block);
   if (all == 0) return;
-  Table<Block>::fill(shared, thread(), threads());
+  fill_codes<Block>(shared);
   clear_shared(block.panels, block.splits * kUpTokens * kPanelsBytesPerToken, thread(), threads());
   const Table<Block> table(shared, lane());
 #pragma unroll 1
@@ -262,9 +262,9 @@ LK_DEVICE void mixed_products(const UpBlock& block, const uint8_t* table, int fi
 
 LK_DEVICE void fill_table(int format, uint8_t* table) {
   switch (static_cast<FormatId>(format)) {
-#define LUTKERN_FILL(name, Block)                   \
-  case FormatId::name:                              \
-    Table<Block>::fill(table, thread(), threads()); \
+#define LUTKERN_FILL(name, Block) \
+  case FormatId::name:            \
+    fill_codes<Block>(table);     \
     break;
     LUTKERN_CUDA_TILE_FORMATS(LUTKERN_FILL)
 #undef LUTKERN_FILL
@@ -495,7 +495,7 @@ LK_DEVICE void moe_down_batch(const MoeArgs& args, uint8_t* shared) {
   const int first = static_cast<int>(block_y() * down_tokens(args));
   const int end = first + up_to(args.x.rows - first, static_cast<int>(down_tokens(args)));
   const int first_pair = first * args.k, end_pair = end * args.k;  // below 2^31
-  Table<Block>::fill(shared, thread(), threads());
+  fill_codes<Block>(shared);
   const Table<Block> table(shared, lane());
   begin_out(block, first, end);
   const bool few = end_pair - first_pair <= kBatchList;
@@ -518,19 +518,19 @@ LK_DEVICE void moe_down_batch(const MoeArgs& args, uint8_t* shared) {
   } while (!few && expert < args.down.experts);
 }
 
-#define LUTKERN_MOE_BATCH(name, Block)                                    \
-  LK_KERNEL_BOUNDS(moe_up_batch_##name, MoeArgs, 32 * kBatchWarps, 2) {   \
-    LK_DYNAMIC_SHARED(shared);                                            \
-    moe_up_batch<Block>(args, shared);                                    \
-  }                                                                       \
-  LK_KERNEL_BOUNDS(moe_down_batch_##name, MoeArgs, 32 * kBatchWarps, 2) { \
-    LK_DYNAMIC_SHARED(shared);                                            \
-    moe_down_batch<Block>(args, shared);                                  \
+#define LUTKERN_MOE_BATCH(name, Block)                                              \
+  LK_KERNEL_BOUNDS(moe_up_batch_##name, MoeArgs, 32 * kBatchWarps, kBlocksOfSm) {   \
+    LK_DYNAMIC_SHARED(shared);                                                      \
+    moe_up_batch<Block>(args, shared);                                              \
+  }                                                                                 \
+  LK_KERNEL_BOUNDS(moe_down_batch_##name, MoeArgs, 32 * kBatchWarps, kBlocksOfSm) { \
+    LK_DYNAMIC_SHARED(shared);                                                      \
+    moe_down_batch<Block>(args, shared);                                            \
   }
 LUTKERN_CUDA_TILE_FORMATS(LUTKERN_MOE_BATCH)
 #undef LUTKERN_MOE_BATCH
 
-LK_KERNEL_BOUNDS(moe_up_batch_mixed, MoeArgs, 32 * kBatchWarps, 2) {
+LK_KERNEL_BOUNDS(moe_up_batch_mixed, MoeArgs, 32 * kBatchWarps, kBlocksOfSm) {
   LK_DYNAMIC_SHARED(shared);
   moe_up_batch_mixed(args, shared);
 }
