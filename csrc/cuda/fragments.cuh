@@ -33,11 +33,11 @@
 namespace lutkern {
 namespace cuda {
 
-// Blocks that an SM shall hold. Where it has 100 KB of shared memory there is room for one, and for all registers.
-#if defined(__CUDA_ARCH__) && (__CUDA_ARCH__ == 800 || __CUDA_ARCH__ == 900 || __CUDA_ARCH__ == 1000)
-enum : int { kBlocksOfSm = 2, kLargeBlocksOfSm = 3 };
-#else
+// Blocks that an SM shall hold, as far as registers go. sm_75 has room for the shared memory of one.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
 enum : int { kBlocksOfSm = 1, kLargeBlocksOfSm = 2 };
+#else
+enum : int { kBlocksOfSm = 2, kLargeBlocksOfSm = 3 };
 #endif
 
 // A scale for each 16 columns: otherwise for each 32.
