@@ -324,9 +324,9 @@ BAD = {
         "pack: unknown layout 'rows', expected one of: blocks, tiles",
     ),
     "device": (
-        lambda: random_tensor(by_name("q8_0"), (16, 32), layout="tiles").to(device="cuda"),
+        lambda: random_tensor(by_name("q8_0"), (16, 32), layout="tiles").to(device="tpu"),
         RuntimeError,
-        "to: no device 'cuda', expected one of: cpu",
+        "to: no device 'tpu', expected cpu, cuda or cuda:N",
     ),
     "index of a matrix": (
         lambda: random_tensor(by_name("q8_0"), (16, 32), layout="tiles")[0],
