@@ -4,8 +4,8 @@
 //   byte 32..35   their scale
 //   byte 36..47   i32 -72 * sum of all codes, of the first 16, of the other 16: what iq1 starts its sums with (dot.cuh)
 //
-// staged by all threads of a block, between two barriers. From floats: eight lanes share 32 columns; from integers that a
-// kernel before this one wrote: one lane copies 32 columns. Columns past the last one are zeros.
+// staged by all threads of a block, between two barriers. From floats: eight lanes share 32 columns; from integers
+// that a kernel before this one wrote: one lane copies 32 columns. Columns past the last one are zeros.
 #pragma once
 #include "block_plan.h"
 #include "numbers.cuh"

@@ -1,5 +1,5 @@
-// out[expert, row, column] = scale * code, as float32, float16 or bfloat16: equal to formats/ to the bit; the halves are
-// that float32 rounded to nearest, halves to even.
+// out[expert, row, column] = scale * code, as float32, float16 or bfloat16: equal to formats/ to the bit; the halves
+// are that float32 rounded to nearest, halves to even.
 //
 // Reads tiles (tile.h): lane = row. A warp takes tile after tile; table in shared memory (lane.cuh).
 //

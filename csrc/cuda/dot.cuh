@@ -1,13 +1,14 @@
 // The product of a lane's 256 weights with staged activations (activations.cuh), block by block.
 //
-//   sum = sum over 32 columns of scale_x * integer,   integer = sum over 16 or 32 columns of (2 s + 1) * (weights . codes)
-//   weight . x = d * sum * unit,                      unit is a power of two
+//   sum = sum over 32 columns of scale_x * integer
+//   integer = sum over 16 or 32 columns of (2 s + 1) * (weights . codes)
+//   weight . x = d * sum * unit, where unit is a power of two
 //
-//   iq1   weights are 2 n - 9 with nibbles n: 8 * sum((2 n - 9) x) = 16 * low + high, where low = sum(n x) over low nibbles,
-//         high = -72 * sum16(x) + sum(16 n x) over high nibbles, which are not shifted down
+//   iq1   weights are 2 n - 9 with nibbles n: 8 * sum((2 n - 9) x) = 16 * low + high, where low = sum(n x) over low
+//         nibbles, high = -72 * sum16(x) + sum(16 n x) over high nibbles, which are not shifted down
 //   iq2   four codes of magnitude and sign make four signed bytes: one PRMT
-//   iq3   magnitudes are flipped by a mask of signs. iq3_s: all are odd, -v = v ^ 0xfe. iq3_xxs: -v = (v ^ mask) - mask,
-//         sum((v ^ mask) x) - sum(mask x)
+//   iq3   magnitudes are flipped by a mask of signs. iq3_s: all are odd, -v = v ^ 0xfe. iq3_xxs: -v = (v ^ mask) -
+//         mask, sum((v ^ mask) x) - sum(mask x)
 //
 //   for 32 columns: 3 loads of x; for each codeword: offset, entry, (signs), two dp4a; integer *= 2 s + 1;
 //                   sum = fma(scale_x, integer, sum)
@@ -131,7 +132,8 @@ LK_DEVICE int dot32(const uint32_t* words, int g, const Dot<Block>& dot, const C
   }
 }
 
-// before + the product; staged: 256 columns. Words that are used up are loaded anew from the tile `next` where there is one.
+// before + the product; staged: 256 columns. Words that are used up are loaded anew from the tile `next` where
+// there is one.
 template <class Block>
 LK_DEVICE float dot256(LaneWords<Block>& words, const Dot<Block>& dot, const uint8_t* staged, bool more,
                        const uint8_t* next, uint32_t lane, float before) {

@@ -1,15 +1,15 @@
-// The seven codebook formats in registers: a lane loads its row of a tile (tile.h), codebook entries come from a table in
-// shared memory.
+// The seven codebook formats in registers: a lane loads its row of a tile (tile.h), codebook entries come from a table
+// in shared memory.
 //
 //   entry   4 bytes, kCopies of it side by side; lane l reads copy l % kCopies, so that lanes meet in fewer banks:
-//           by count, a warp's load of 32 random entries takes about 3.5 cycles with 1 copy, 3 with 8, 2 with 16, 1 with
-//           32. A table has 32 KB: iq2_xxs and iq3_xxs 32 copies, iq2_xs and iq3_s 16, iq2_s 8. Iq1 has 1 copy, 16 KB:
-//           fewer conflicts would need 16 copies, 256 KB; so iq1 may be bound by shared memory. Filling a table (from
-//           the L2 cache, once for a block) takes about as long as the products of 600 columns.
-//   iq1     nibble n of {0, 1, 4, 5, 8, 9}: 8 * (codebook +- 1/8) = 2 n - 9, the shift folded in; weight j < 4 in the low
-//           nibble of byte j, weight 4 + j in its high nibble
-//   iq2     nibble j is the code of weight j: 0, 1, 2 for 8, 25, 43. The sign goes to its bit 2, then one PRMT makes four
-//           signed bytes of four nibbles.
+//           by count, a warp's load of 32 random entries takes about 3.5 cycles with 1 copy, 3 with 8, 2 with 16, 1
+//           with 32. A table has 32 KB: iq2_xxs and iq3_xxs 32 copies, iq2_xs and iq3_s 16, iq2_s 8. Iq1 has 1 copy,
+//           16 KB: fewer conflicts would need 16 copies, 256 KB; so iq1 may be bound by shared memory. Filling a table
+//           (from the L2 cache, once for a block) takes about as long as the products of 600 columns.
+//   iq1     nibble n of {0, 1, 4, 5, 8, 9}: 8 * (codebook +- 1/8) = 2 n - 9, the shift folded in; weight j < 4 in the
+//           low nibble of byte j, weight 4 + j in its high nibble
+//   iq2     nibble j is the code of weight j: 0, 1, 2 for 8, 25, 43. The sign goes to its bit 2, then one PRMT makes
+//           four signed bytes of four nibbles.
 //   iq3     four magnitudes in four bytes. PRMT makes a mask of four signs.
 //
 //   codes(i): offset = (word >> s) & mask; entry = table[offset]; iq2: nibbles = entry | (signs << t) & 0x44444444;
@@ -24,8 +24,8 @@
 namespace lutkern {
 namespace cuda {
 
-// The same number, and the same number for all lanes, which the compiler cannot take apart: they stay in a register, where
-// numbers that it knows would be made again for each use.
+// The same number, and the same number for all lanes, which the compiler cannot take apart: they stay in a register,
+// where numbers that it knows would be made again for each use.
 LK_DEVICE uint32_t kept(uint32_t number) { return shuffle(number, lane()); }
 LK_DEVICE uint32_t kept_constant(uint32_t number) { return shuffle(number + lane(), 0); }
 

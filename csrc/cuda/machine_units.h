@@ -1,5 +1,5 @@
-// The second half of machine.h for nvcc: loads ahead, copies that run beside the threads, and the matrix units. Their twins
-// are in tests/sim/cuda_spelling.h.
+// The second half of machine.h for nvcc: loads ahead, copies that run beside the threads, and the matrix units. Their
+// twins are in tests/sim/cuda_spelling.h.
 #pragma once
 
 namespace lutkern {

@@ -5,9 +5,10 @@
 //   for each row of tiles of this block: the sums of sums.cuh over its tiles; warp 0 adds the warps and stores 32 rows
 //   before the first sum, while its weights are on their way: fill the table, stage x as integers (activations.cuh)
 //
-// LDG.128 of the next tile flies while this one is multiplied (dot.cuh: LDS of entries and of x, IDP4A). Filling the table
-// and staging x is paid once for a block, that is for all its rows of tiles.
-// The caller guarantees tiles, a plan of matvec_plan.h, stored_cols > 0, and that nothing writes x or the weight meanwhile.
+// LDG.128 of the next tile flies while this one is multiplied (dot.cuh: LDS of entries and of x, IDP4A). Filling the
+// table and staging x is paid once for a block, that is for all its rows of tiles.
+// The caller guarantees tiles, a plan of matvec_plan.h, stored_cols > 0, and that nothing writes x or the weight
+// meanwhile.
 #pragma once
 #include "matvec_plan.h"
 #include "sums.cuh"

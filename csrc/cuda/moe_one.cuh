@@ -1,12 +1,14 @@
 // A layer of experts for few tokens, in two launches; every pair (token, slot) by itself:
 //
-//   moe_up     h[pair] = activation(gate[e] x[token]) * (up[e] x[token]),   e = ids[pair]; without a gate activation(up x)
+//   moe_up     h[pair] = activation(gate[e] x[token]) * (up[e] x[token]),   e = ids[pair]; without a gate
+//              activation(up x)
 //   moe_down   out[token] = sum over slots of weights[token, slot] * down[e] h[pair]
 //
-// Reads tiles (tile.h): lane = row, the warps of a block share the tiles of 32 rows: those of gate, then those of up; those
-// of down of each slot. The 32 rows of a block of moe_up are one group of h, which becomes integers at once.
+// Reads tiles (tile.h): lane = row, the warps of a block share the tiles of 32 rows: those of gate, then those of up;
+// those of down of each slot. The 32 rows of a block of moe_up are one group of h, which becomes integers at once.
 //
-//   moe_up     stage x; sums of gate and of up (sums.cuh); h of 32 rows; largest magnitude by shuffles; store q and scale
+//   moe_up     stage x; sums of gate and of up (sums.cuh); h of 32 rows; largest magnitude by shuffles; store q and
+//              scale
 //   moe_down   slots in order of their experts, so that the order of the ids changes nothing; stage h of all slots;
 //              one sum over all their tiles, each slot times its weight
 //
@@ -168,7 +170,8 @@ LK_DEVICE void moe_up_of_two(const MoeArgs& args, uint8_t* shared) {
 // ---- down ----
 
 // Slots of a token in order of experts, slots with the same expert in their own order: segment s has the weights of the
-// slot in place s, and its word 3 is that slot. Slots that are left out come last. Gives their number, or kNoSuchExpert.
+// slot in place s, and its word 3 is that slot. Slots that are left out come last. Gives their number, or
+// kNoSuchExpert.
 LK_DEVICE int sort_slots(const MoeArgs& args, int64_t token, uint8_t* segments) {
   int present = 0;
   bool broken = false;

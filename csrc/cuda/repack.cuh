@@ -7,9 +7,10 @@
 //               block of this lane = shared memory; words_of(block) -> tile, 16 bytes a lane
 //   to_blocks   the same backwards
 //
-// Loads and stores of global memory are coalesced on both sides: this, not the bits, is what a copy costs. Rows that the
-// weight does not have become zeros and are left out on the way back.
-// The caller guarantees that blocks are at a multiple of 2 and tiles at a multiple of 16 bytes, and that they do not overlap.
+// Loads and stores of global memory are coalesced on both sides: this, not the bits, is what a copy costs. Rows that
+// the weight does not have become zeros and are left out on the way back.
+// The caller guarantees that blocks are at a multiple of 2 and tiles at a multiple of 16 bytes, and that they do not
+// overlap.
 #pragma once
 #include "lane.cuh"
 #include "repack_plan.h"

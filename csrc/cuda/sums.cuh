@@ -7,8 +7,8 @@
 //   for each item: sum = dot256(words, staged), which loads the words of the next as it uses these up
 //                  the last of a segment: give the sum to the sink
 //
-// So the next words are under way while these are multiplied, in the same registers. Which warp has which item depends on their number only,
-// and sums of warps are added in the order of warps: the same numbers from run to run.
+// So the next words are under way while these are multiplied, in the same registers. Which warp has which item depends
+// on their number only, and sums of warps are added in the order of warps: the same numbers from run to run.
 // The caller guarantees a filled table, staged activations and segments, and a barrier after them; begin() needs the
 // segments only, so that the first loads are under way meanwhile.
 #pragma once
@@ -123,8 +123,8 @@ struct Walk {
   }
 };
 
-// Adds what the warps have, in their order; warp 0 has the sums of lane l's row in the end. sums: kSums numbers for each
-// thread. Barriers before its next use are the caller's.
+// Adds what the warps have, in their order; warp 0 has the sums of lane l's row in the end. sums: kSums numbers for
+// each thread. Barriers before its next use are the caller's.
 template <class Sink>
 LK_DEVICE void add_warps(Sink& sink, uint8_t* sums) {
 #pragma unroll

@@ -9,7 +9,8 @@
 // A lane has words of 32 bits, and d, the fp16 scale of its block, in 2 bytes (iq1_m: in a word):
 //
 //   iq1_s     12 codes; 8 fields of 12 bits to a ring of 3 words: row of the codebook, and one bit: of fields 2, 3, 4
-//             the scale of the first 32 columns, of 5 their shift; of 7, 0, 1 the scale of the other 32, of 6 their shift
+//             the scale of the first 32 columns, of 5 their shift; of 7, 0, 1 the scale of the other 32, of 6 their
+//             shift
 //   iq1_m     12 codes: row of the codebook and the shift; 2: 16 scales of 3 bits, then d
 //   iq2_xxs   8 signs, 8 indices of 8 bits,   1: 8 scales of 4 bits
 //   iq2_xs    8 signs, 9 indices of 9 bits,   2: 16 scales of 4 bits
@@ -17,10 +18,10 @@
 //   iq3_xxs   8 signs, 16 indices of 8 bits,  1: 8 scales of 4 bits
 //   iq3_s     8 signs, 18 indices of 9 bits,  1: 8 scales of 4 bits
 //
-// Fields lie one after another in a ring of words, from bit kPlace on; the last one goes on at bit 0. kPlace is where the
-// index of an entry stands in its byte offset (Table), so that one shift and one mask make an offset.
-// A word of signs is for 32 columns: iq2 bit 4 j + k has the sign of weight j of codeword k (j < 8); iq3 bit 8 j + k that
-// of weight j of index k (j < 4). All eight signs are there, also where the block leaves one to parity.
+// Fields lie one after another in a ring of words, from bit kPlace on; the last one goes on at bit 0. kPlace is where
+// the index of an entry stands in its byte offset (Table), so that one shift and one mask make an offset.
+// A word of signs is for 32 columns: iq2 bit 4 j + k has the sign of weight j of codeword k (j < 8); iq3 bit 8 j + k
+// that of weight j of index k (j < 4). All eight signs are there, also where the block leaves one to parity.
 #pragma once
 #include <string.h>
 

@@ -16,8 +16,8 @@ LK_FN void put_u32(uint8_t* to, uint32_t value) {
 
 // ---- signs ----
 
-// A place in a word is a number of five bits. The bits of the word move as if bits a and b of their places changed sides;
-// a < b.
+// A place in a word is a number of five bits. The bits of the word move as if bits a and b of their places changed
+// sides; a < b.
 LK_FN constexpr uint32_t places_with(int a, int b) {
   uint32_t places = 0;
   for (int p = 0; p < 32; ++p) places |= ((p >> a) & 1 && !((p >> b) & 1)) ? 1u << p : 0u;
@@ -69,8 +69,8 @@ LK_FN uint32_t sevens_of_bytes(uint32_t bytes) {
 
 // ---- iq1 ----
 
-// Fields of 64 columns of iq1_s whose upper bit belongs to the scale of the first and of the other 32 columns, lowest bit
-// first, and those with the shift
+// Fields of 64 columns of iq1_s whose upper bit belongs to the scale of the first and of the other 32 columns, lowest
+// bit first, and those with the shift
 LK_FN constexpr int scale_field(int other, int bit) { return other ? (7 + bit) % 8 : 2 + bit; }
 LK_FN constexpr int shift_field(int other) { return other ? 6 : 5; }
 
