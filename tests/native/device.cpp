@@ -3,192 +3,14 @@
 // quantised activations, so that a wrong pointer, a wrong size or a missing synchronisation shows.
 //
 // Each case runs in a process of its own: a process has one driver, which reads its settings once.
-#include <dlfcn.h>
-#include <math.h>
 #include <signal.h>
-#include <stdarg.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include <sys/wait.h>
-#include <unistd.h>
 
-#include <string>
-#include <vector>
+#include <thread>
 
-#include "lutkern.h"
+#include "device_support.h"
 
 namespace {
-
-constexpr int32_t kFirst = LUTKERN_CUDA;
-constexpr int32_t kSecond = LUTKERN_CUDA + 1;
-
-__attribute__((format(printf, 1, 2))) [[noreturn]] void die(const char* text, ...) {
-  va_list arguments;
-  va_start(arguments, text);
-  vfprintf(stderr, text, arguments);
-  va_end(arguments);
-  fputc('\n', stderr);
-  _exit(1);
-}
-
-void need(bool truth, const char* what) {
-  if (!truth) die("%s; last error: %s", what, lutkern_last_error());
-}
-
-void ok(lutkern_status status) {
-  if (status) die("status %d: %s", status, lutkern_last_error());
-}
-
-void expect(lutkern_status got, lutkern_status wanted, const char* text) {
-  if (got != wanted || strcmp(lutkern_last_error(), text) != 0) {
-    die("got %d '%s', expected %d '%s'", got, lutkern_last_error(), wanted, text);
-  }
-}
-
-// ---- the fake ----
-
-template <typename Fn>
-Fn* fake(const char* name) {
-  static void* library = dlopen(LUTKERN_FAKE_LIBRARY, RTLD_NOW | RTLD_NOLOAD);
-  if (!library) die("the fake driver is not loaded");
-  void* symbol = dlsym(library, name);
-  if (!symbol) die("the fake has no %s", name);
-  Fn* fn = nullptr;
-  memcpy(&fn, &symbol, sizeof(fn));
-  return fn;
-}
-
-int alive(const char* what) { return fake<int(const char*)>("fake_cuda_alive")(what); }
-int calls() { return fake<int()>("fake_cuda_calls")(); }
-std::string failed_call() { return fake<const char*()>("fake_cuda_failed_call")(); }
-std::string fault() { return fake<const char*()>("fake_cuda_fault")(); }
-void finish() { fake<void()>("fake_cuda_finish")(); }
-
-// kKept: events and pinned buffers of the staging stay for the next operation.
-constexpr int kKeptEvents = 2 * 2;  // of two devices
-
-// tolerated: things that could not be given back, because the driver refused.
-void nothing_is_left(int tolerated = 0) {
-  finish();
-  int left = 0;
-  for (const char* what : {"arrays", "streams", "graphs", "contexts"}) {
-    left += alive(what);
-    if (left > tolerated) die("%d %s are left", alive(what), what);
-  }
-  if (alive("events") > kKeptEvents + tolerated) die("%d events are left", alive("events"));
-  if (!fault().empty()) die("fault: %s", fault().c_str());
-}
-
-// ---- a weight and its arrays ----
-
-struct Random {
-  uint64_t state = 1;
-  uint32_t bits() {
-    state = state * 6364136223846793005u + 1442695040888963407u;
-    return static_cast<uint32_t>(state >> 33);
-  }
-  float uniform() { return static_cast<float>(bits() & 0xffffu) / 32768.0f - 1.0f; }
-};
-
-lutkern_format format(const char* name) {
-  lutkern_format f;
-  ok(lutkern_find_format(name, &f));
-  return f;
-}
-
-// Packed from random numbers, so that all weights are sane; iq formats take a cheap way: packing is slow for them only
-// where it searches.
-struct Host {
-  std::vector<uint8_t> bytes;
-  lutkern_tensor tensor;
-};
-
-Host host_weight(const char* name, int64_t experts, int64_t rows, int64_t cols) {
-  const lutkern_format f = format(name);
-  Random random;
-  std::vector<float> w(static_cast<size_t>(experts * rows * cols));
-  for (float& v : w) v = random.uniform();
-  Host out;
-  out.bytes.resize(static_cast<size_t>(experts * rows * lutkern_row_bytes(f.ggml_type, cols)));
-  const lutkern_matrix m{w.data(), LUTKERN_F32, experts * rows, cols, cols, LUTKERN_CPU};
-  lutkern_options options{};
-  options.effort = LUTKERN_EFFORT_FAST;
-  ok(lutkern_pack(f.ggml_type, experts, &m, nullptr, out.bytes.data(), out.bytes.size(), nullptr, &options));
-  ok(lutkern_tensor_init(&out.tensor, f.ggml_type, LUTKERN_BLOCKS, experts, rows, cols, out.bytes.data(),
-                         out.bytes.size()));
-  return out;
-}
-
-// Memory of a device
-class Memory {
- public:
-  Memory() = default;
-  Memory(int32_t device, size_t bytes, void* stream = nullptr) : device_(device), bytes_(bytes) {
-    status_ = lutkern_device_alloc(device, bytes, stream, &data_);
-  }
-  Memory(Memory&& other) noexcept
-      : device_(other.device_), bytes_(other.bytes_), data_(other.data_), status_(other.status_) {
-    other.data_ = nullptr;
-  }
-  Memory& operator=(Memory&&) = delete;
-  ~Memory() { lutkern_device_free(device_, data_, LUTKERN_ALL_STREAMS); }
-
-  lutkern_status status() const { return status_; }
-  void* data() const { return data_; }
-  float* floats() const { return static_cast<float*>(data_); }
-  size_t bytes() const { return bytes_; }
-
- private:
-  int32_t device_ = kFirst;
-  size_t bytes_ = 0;
-  void* data_ = nullptr;
-  lutkern_status status_ = LUTKERN_OK;
-};
-
-struct OnDevice {
-  Memory memory;
-  lutkern_tensor tensor;
-};
-
-// Empty, for repack
-OnDevice device_weight(const lutkern_tensor& like, lutkern_layout layout, int32_t device) {
-  const int64_t n = lutkern_device_tensor_bytes(device, like.ggml_type, layout, like.experts, like.rows, like.cols);
-  OnDevice out{Memory(device, static_cast<size_t>(n)), {}};
-  ok(out.memory.status());
-  ok(lutkern_device_tensor_init(&out.tensor, device, like.ggml_type, layout, like.experts, like.rows, like.cols,
-                                out.memory.data(), out.memory.bytes()));
-  return out;
-}
-
-OnDevice upload(const lutkern_tensor& from, lutkern_layout layout, int32_t device) {
-  OnDevice out = device_weight(from, layout, device);
-  ok(lutkern_repack_to(&from, layout, device, out.memory.data(), out.memory.bytes(), nullptr));
-  return out;
-}
-
-std::vector<float> floats(int64_t n) {
-  Random random;
-  std::vector<float> out(static_cast<size_t>(n));
-  for (float& v : out) v = random.uniform();
-  return out;
-}
-
-lutkern_matrix matrix(const void* data, int64_t rows, int64_t cols, int32_t device) {
-  return lutkern_matrix{data, LUTKERN_F32, rows, cols, cols, device};
-}
-
-// Both sides quantise x in the same way: they differ by the roundings of a float sum.
-void near(const std::vector<float>& got, const std::vector<float>& expected, const char* what) {
-  double largest = 0.0;
-  for (const float v : expected) largest = fmax(largest, fabs(static_cast<double>(v)));
-  for (size_t i = 0; i < expected.size(); ++i) {
-    const double off = fabs(static_cast<double>(got[i]) - static_cast<double>(expected[i]));
-    if (!(off <= 1e-4 * largest)) {
-      die("%s: number %zu is %g, expected %g", what, i, static_cast<double>(got[i]), static_cast<double>(expected[i]));
-    }
-  }
-}
 
 // ---- the cases ----
 
@@ -685,6 +507,59 @@ void case_events() {
   nothing_is_left();
 }
 
+// Operations of several threads share the staging, the functions and the memory of the device.
+void case_threads() {
+  const Host host = host_weight("iq1_m", 1, 40, 256);
+  const std::vector<float> x = floats(3 * 256);
+  const lutkern_matrix m = matrix(x.data(), 3, 256, LUTKERN_CPU);
+  std::vector<float> expected(3 * 40);
+  std::vector<std::vector<float>> got(4, std::vector<float>(expected.size()));
+  std::vector<std::thread> threads;
+  for (std::vector<float>& out : got) {
+    threads.emplace_back([&] {
+      const OnDevice weight = upload(host.tensor, LUTKERN_TILES, kFirst);
+      for (int turn = 0; turn < 3; ++turn) ok(lutkern_matmul(&weight.tensor, &m, out.data(), nullptr));
+    });
+  }
+  for (std::thread& t : threads) t.join();
+  ok(lutkern_matmul(&host.tensor, &m, expected.data(), nullptr));
+  for (const std::vector<float>& out : got) {
+    near(out, expected, "a thread");
+    need(out == got[0], "every thread has the same");
+  }
+  nothing_is_left();
+}
+
+// What LUTKERN_SIM_TRACE writes of a launch
+void case_trace() {
+  char folder[] = "/tmp/lutkern_trace_XXXXXX";
+  need(mkdtemp(folder) != nullptr, "a folder");
+  setenv("LUTKERN_SIM_TRACE", folder, 1);
+  const Host host = host_weight("q8_0", 1, 4, 64);
+  const OnDevice weight = upload(host.tensor, LUTKERN_BLOCKS, kFirst);
+  const std::vector<float> x = floats(64);
+  const lutkern_matrix m = matrix(x.data(), 1, 64, LUTKERN_CPU);
+  float out[4];
+  ok(lutkern_matvec(&weight.tensor, &m, out, nullptr));
+  const std::string launch = std::string(folder) + "/launch_00000/";
+  std::vector<std::string> texts;
+  for (const char* name : {"launch.json", "args.bin", "before_0.bin", "before_1.bin", "after_0.bin", "after_1.bin"}) {
+    FILE* file = fopen((launch + name).c_str(), "rb");
+    if (!file) die("no %s", name);
+    std::string text;
+    for (int c = fgetc(file); c != EOF; c = fgetc(file)) text.push_back(static_cast<char>(c));
+    fclose(file);
+    remove((launch + name).c_str());
+    texts.push_back(text);
+  }
+  rmdir(launch.c_str());
+  rmdir(folder);
+  need(texts[0].find("\"kernel\": \"product_any\"") != std::string::npos, "the name of the kernel");
+  need(texts[2].size() == host.bytes.size(), "the weight");
+  need(memcmp(texts[2].data(), host.bytes.data(), host.bytes.size()) == 0 && texts[2] == texts[4], "its bytes");
+  need(texts[3] != texts[5], "the kernel has written");
+}
+
 // In the child of a process that used CUDA nothing works, nothing hangs, and giving back does nothing.
 void case_fork() {
   const Memory memory(kFirst, 64);
@@ -784,107 +659,6 @@ void case_errors() {
          "synchronize: cuStreamSynchronize failed: invalid resource handle (CUDA_ERROR_INVALID_HANDLE)");
 }
 
-// ---- every call fails once ----
-
-// A little of everything; the first error ends it. Returns its text, "" if all went well.
-std::string all_operations() {
-  std::string text;
-  const auto step = [&](lutkern_status status) {
-    if (status && text.empty()) text = lutkern_last_error();
-    return text.empty();
-  };
-  if (lutkern_device_count(LUTKERN_CUDA) == 0) return lutkern_device_absent(LUTKERN_CUDA);
-  const Host host = host_weight("iq1_m", 2, 32, 256);
-  void* stream = nullptr;
-  void* event = nullptr;
-  void* graph = nullptr;
-  lutkern_device_info info;
-  const int64_t n = lutkern_device_tensor_bytes(kFirst, host.tensor.ggml_type, LUTKERN_TILES, 2, 32, 256);
-  void* weight = nullptr;
-  void* x_there = nullptr;
-  void* y_there = nullptr;
-  void* other = nullptr;
-  const std::vector<float> x = floats(20 * 256);
-  std::vector<float> y(20 * 32);
-  std::vector<uint8_t> back(host.bytes.size());
-  lutkern_tensor t{};
-  lutkern_tensor one{};
-  lutkern_options options{};
-  const lutkern_matrix m = matrix(x.data(), 20, 256, LUTKERN_CPU);
-  // Many tokens take scratch, which a captured stream can have from a pool only.
-  const int64_t captured_tokens = strstr(getenv("LUTKERN_FAKE_CUDA"), "pools=0") ? 5 : 20;
-  const auto there = [&] { return matrix(x_there, captured_tokens, 256, kFirst); };
-  const auto matmul_there = [&] {
-    const lutkern_matrix mt = there();
-    return lutkern_matmul(&one, &mt, static_cast<float*>(y_there), &options);
-  };
-  step(lutkern_get_device_info(kFirst, &info)) && step(lutkern_stream_create(kFirst, &stream)) &&
-      step(lutkern_event_create(kFirst, &event)) &&
-      step(lutkern_device_alloc(kFirst, static_cast<size_t>(n), nullptr, &weight)) &&
-      step(lutkern_device_alloc(kFirst, x.size() * 4, nullptr, &x_there)) &&
-      step(lutkern_device_alloc(kFirst, y.size() * 4, nullptr, &y_there)) &&
-      step(lutkern_device_alloc(kSecond, 64, nullptr, &other)) &&
-      step(lutkern_repack_to(&host.tensor, LUTKERN_TILES, kFirst, weight, static_cast<size_t>(n), nullptr)) &&
-      step(lutkern_device_tensor_init(&t, kFirst, host.tensor.ggml_type, LUTKERN_TILES, 2, 32, 256, weight,
-                                      static_cast<size_t>(n))) &&
-      step(lutkern_repack_to(&t, LUTKERN_BLOCKS, LUTKERN_CPU, back.data(), back.size(), nullptr)) &&
-      step(lutkern_tensor_expert(&t, 1, &one)) && step(lutkern_matmul(&one, &m, y.data(), nullptr)) &&
-      step(lutkern_device_copy(x_there, kFirst, x.data(), LUTKERN_CPU, x.size() * 4, nullptr)) &&
-      step(lutkern_device_copy(other, kSecond, x_there, kFirst, 64, nullptr)) &&
-      step(lutkern_device_synchronize(kSecond, nullptr)) && step(lutkern_device_synchronize(kFirst, nullptr));
-  if (text.empty()) {
-    options.stream = stream;
-    if (step(lutkern_graph_begin(kFirst, stream))) {
-      step(matmul_there());
-      // A capture is ended in any case: otherwise the stream stays in it.
-      step(lutkern_graph_end(kFirst, stream, &graph));
-      for (int turn = 0; turn < 2; ++turn) {
-        int32_t captured = 0;
-        step(lutkern_stream_capturing(kFirst, stream, &captured));
-        if (captured) lutkern_graph_end(kFirst, stream, &graph);
-      }
-    }
-  }
-  if (text.empty()) {
-    step(lutkern_graph_launch(kFirst, graph, stream)) && step(lutkern_event_record(kFirst, event, stream)) &&
-        step(lutkern_event_wait(kFirst, event, nullptr)) &&
-        step(lutkern_dequantize_to(&t, LUTKERN_BF16, x_there, nullptr)) &&
-        step(lutkern_device_copy(y.data(), LUTKERN_CPU, y_there, kFirst, y.size() * 4, nullptr));
-  }
-  // After an error, the copy from the first device may still be under way.
-  step(lutkern_device_synchronize(kSecond, LUTKERN_ALL_STREAMS));
-  for (void* p : {weight, x_there, y_there}) step(lutkern_device_free(kFirst, p, LUTKERN_ALL_STREAMS));
-  step(lutkern_device_free(kSecond, other, nullptr));
-  step(lutkern_graph_destroy(kFirst, graph));
-  step(lutkern_event_destroy(kFirst, event));
-  step(lutkern_stream_destroy(kFirst, stream));
-  return text;
-}
-
-void case_nothing_fails(int report) {
-  const std::string text = all_operations();
-  if (!text.empty()) die("nothing was to fail: %s", text.c_str());
-  nothing_is_left();
-  const int n = calls();
-  if (write(report, &n, sizeof(n)) != sizeof(n)) die("no report");
-}
-
-void case_one_fails() {
-  const std::string text = all_operations();
-  const std::string call = failed_call();
-  need(!call.empty(), "a call was to fail");
-  // What an operation gives back when its work is done: the fault, if there is one, is told by the next call.
-  bool unheard = false;
-  for (const char* name : {"cuCtxPopCurrent_v2", "cuMemFreeAsync", "cuMemFree_v2", "cuGraphDestroy"}) {
-    unheard = unheard || call == name;
-  }
-  if (text.empty() ? !unheard : text.find(call + " failed: unknown error (CUDA_ERROR_UNKNOWN)") == std::string::npos) {
-    die("%s failed, the text is '%s'", call.c_str(), text.c_str());
-  }
-  const bool before_giving_back = call == "cuCtxPushCurrent_v2" || call == "cuStreamIsCapturing";
-  nothing_is_left(before_giving_back ? 1 : 0);
-}
-
 // ---- processes ----
 
 struct Case {
@@ -919,6 +693,8 @@ const Case kCases[] = {
     {"graph", case_graph, "seed=0", LUTKERN_FAKE_LIBRARY},
     {"graph_eagerly", case_graph, "seed=4", LUTKERN_FAKE_LIBRARY},
     {"events", case_events, "seed=0", LUTKERN_FAKE_LIBRARY},
+    {"threads", case_threads, "seed=8", LUTKERN_FAKE_LIBRARY},
+    {"trace", case_trace, "", LUTKERN_FAKE_LIBRARY},
     {"fork", case_fork, "", LUTKERN_FAKE_LIBRARY},
     {"end", case_end, "", LUTKERN_FAKE_LIBRARY},
     {"names", case_names, "", LUTKERN_FAKE_LIBRARY},
