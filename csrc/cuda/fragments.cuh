@@ -5,26 +5,28 @@
 // A warp has a tile (tile.h). For each 64 columns of it
 //
 //   lane = row:  8 codewords -> 64 int8 -> panel in shared memory (of this warp)        4 STS.128
-//                scales -> beside it                                                     2 (two_scales: 4) STS
+//                scales -> beside it                                                     2 (or 4) STS
 //   for each 8 tokens: B of 64 columns                                                   1 LDSM.x4
 //     for each 32 columns, for each 16 rows:
 //       c = 1.5 2^23 + A B                                                               IMMA.16832 (2 IMMA.16816)
 //       acc = fma((c - 1.5 2^23) * scale_w, scale_x, acc), four numbers of a lane        12 (20)
 //
 // What matters: one table lookup serves all tokens; LDSM gives a lane what the matrix unit wants, for A (1 for 16 x 32)
-// and for B; the accumulator starts as the bits of 1.5 2^23, so that its sum is a float as it stands, minus that number:
-// FADD in place of I2F, which is eight times slower. |sum| <= 32 * 127 * 127 < 2^22. Where the weight scale is for 16
-// columns, each half has a product of its own, and the two meet before the activation scale. FADD, FMUL, FFMA.
+// and for B; the accumulator starts as the bits of 1.5 2^23, so that its sum is a float as it stands, minus that
+// number: FADD in place of I2F, which is eight times slower. |sum| <= 32 * 127 * 127 < 2^22. Where the weight scale is
+// for 16 columns, each half has a product of its own, and the two meet before the activation scale. In code for sm_90a
+// a tile of iq1_m takes about 990 instructions with 8 tokens and 1600 with 16, 390 of them to unpack it: 12 for a
+// codeword.
 //
 //   panel of A   32 rows x 64 bytes; 16 bytes c of row r lie at 64 r + 16 (c ^ (r / 2) % 4)
 //   panel of B   tokens x 128 bytes; 16 bytes c of token i lie at 128 i + 16 (c ^ i % 8)
-//   scales of A  float [group of 64 columns][lane g: rows g, g + 8, g + 16, g + 24]: one LDS.128
+//   scales of A  float [32, or 16, columns][lane g: rows g, g + 8, g + 16, g + 24]: one LDS.128
 //   scales of B  float [group of 32][tokens]
 //
 // So eight rows that LDSM reads, and eight lanes of an STS.128, meet eight different quarters of the banks.
 //
-// The caller guarantees: whole warps; the number of tokens is the same in all lanes; panels of B that other lanes filled
-// were shown by a barrier; the panel of A is the warp's own.
+// The caller guarantees: whole warps; the number of tokens is the same in all lanes; panels of B that other lanes
+// filled were shown by a barrier; the panel of A is the warp's own.
 #pragma once
 #include "fragments_plan.h"
 #include "lane.cuh"
@@ -71,8 +73,8 @@ struct PanelB {
 
 // ---- tables ----
 
-// Codes of eight weights of iq1 in the order of their nibbles, 0 .. 5 for -9 -7 -1 1 7 9, from an entry of lane.cuh: one
-// PRMT makes four signed bytes of them, where dot.cuh wants numbers without a sign.
+// Codes of eight weights of iq1 in the order of their nibbles, 0 .. 5 for -9 -7 -1 1 7 9, from an entry of lane.cuh:
+// one PRMT makes four signed bytes of them, where dot.cuh wants numbers without a sign.
 LK_DEVICE uint32_t iq1_codes(uint32_t entry) {
   const uint32_t codes = ((entry >> 1) & 0x66666666u) | (entry & 0x11111111u);
   const uint32_t first = codes & 0x0f0f0f0fu, last = (codes >> 4) & 0x0f0f0f0fu;
@@ -246,8 +248,8 @@ LK_DEVICE void multiply_quarter(const uint8_t* panel, const PanelB& b, uint32_t 
 }
 
 // A tile with 256 columns of x: half(i) is called before its columns 128 i .. are read, and gives them.
-// acc[m][n][i]: row 16 m + 8 (i / 2) + lane / 4, token 8 n + 2 (lane % 4) + i % 2. The loop is not unrolled: fields of a
-// lane are found at compile time, so unpacking has a text for each quarter, and the product has one. Meanwhile words
+// acc[m][n][i]: row 16 m + 8 (i / 2) + lane / 4, token 8 n + 2 (lane % 4) + i % 2. The loop is not unrolled: fields of
+// a lane are found at compile time, so unpacking has a text for each quarter, and the product has one. Meanwhile words
 // become those of the tile `next`, if it is not null.
 template <class Block, int kN, class Half>
 LK_DEVICE void multiply_tile(LaneWords<Block>& words, const uint8_t* next, const Table<Block>& table, uint8_t* panel,

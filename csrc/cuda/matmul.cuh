@@ -8,15 +8,16 @@
 //   sums of the warps meet in shared memory, in the order of the warps
 //
 // No barrier of the block stands in the loop, and a tile's words are loaded while the one before is multiplied. A warp
-// quantises 8 tokens in 560 instructions and multiplies a tile of iq1_m in about 800: hence two rows of tiles where
-// there are enough of them.
+// quantises 8 tokens in about 560 instructions and multiplies a tile of iq1_m in about 990: hence two rows of tiles
+// where there are enough of them.
 //
 // matmul_large: a block has 64 tokens and 4 rows of tiles, each of one warp; x was quantised before. x of 128 columns
 // comes by copies that run beside (LDGSTS), one stage ahead:
 //
 //   for each 128 columns: wait; barrier; copy the next 128; for each 64 of them: unpack, 8 x 2 x 2 IMMA, 12 (20) each
 //
-// One unpacking of 32 rows serves 64 tokens: 8 STS.128 and 64 lookups of a lane beside 128 IMMA.
+// One unpacking of 32 rows serves 64 tokens: of 64 columns about 100 instructions beside 32 IMMA.16832 (64 IMMA.16816)
+// with 16 (12) instructions for each, all counted in code for sm_90a.
 //
 // The caller guarantees: row_begin < row_end; small: at most 8 tokens, and xq is not read; large: xq is x, codes and
 // scales at multiples of 16.
@@ -211,14 +212,20 @@ LK_DEVICE void matmul_large(const ProductArgs& args, uint8_t* shared) {
   }
 }
 
-#define LUTKERN_MATMUL(name, Block)                                                        \
-  LK_KERNEL_BOUNDS(matmul_small_##name, ProductArgs, 32 * kSmallWarps, kBlocksOfSm) {      \
-    LK_DYNAMIC_SHARED(shared);                                                             \
-    matmul_small<Block>(args, shared);                                                     \
-  }                                                                                        \
-  LK_KERNEL_BOUNDS(matmul_large_##name, ProductArgs, 32 * kLargeWarps, kLargeBlocksOfSm) { \
-    LK_DYNAMIC_SHARED(shared);                                                             \
-    matmul_large<Block>(args, shared);                                                     \
+// Two scales for 32 columns beside the words of iq2 need more registers than a third block leaves.
+template <class Block>
+constexpr int large_blocks() {
+  return TwoScales<Block>::kCount == 2 && Tile<Block>::kFamily == 2 ? 2 : kLargeBlocksOfSm;
+}
+
+#define LUTKERN_MATMUL(name, Block)                                                             \
+  LK_KERNEL_BOUNDS(matmul_small_##name, ProductArgs, 32 * kSmallWarps, kBlocksOfSm) {           \
+    LK_DYNAMIC_SHARED(shared);                                                                  \
+    matmul_small<Block>(args, shared);                                                          \
+  }                                                                                             \
+  LK_KERNEL_BOUNDS(matmul_large_##name, ProductArgs, 32 * kLargeWarps, large_blocks<Block>()) { \
+    LK_DYNAMIC_SHARED(shared);                                                                  \
+    matmul_large<Block>(args, shared);                                                          \
   }
 LUTKERN_CUDA_TILE_FORMATS(LUTKERN_MATMUL)
 #undef LUTKERN_MATMUL

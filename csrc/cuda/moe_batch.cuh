@@ -14,14 +14,15 @@
 //     barrier; x of these columns -> int8, by all warps; barrier; acc += tile x
 //   sums of the warps meet in the order of the warps; activation; 32 rows of h become integers
 //
-// Launch 2: a block has one row of tiles of down, and all tokens (or a range of them): nobody else writes its part of out.
+// Launch 2: a block has one row of tiles of down, and all tokens (or a range of them): nobody else writes its part of
+// out.
 //
 //   list the pairs, sorted by expert, and cut the list into chunks of one expert and at most 16 pairs
 //   items: chunk by chunk, tile by tile; eight at a time, one for each warp:
 //     sums of the item -> shared memory; barrier; out[token] += weight * sums, by warp token % 8; barrier
 //
-// Whoever adds to a number of out is always the same thread, and chunks come in the order of experts: the result does not
-// depend on chance. The words of the next item are loaded while the one before is multiplied, across the barriers.
+// Whoever adds to a number of out is always the same thread, and chunks come in the order of experts: the result does
+// not depend on chance. The words of the next item are loaded while the one before is multiplied, across the barriers.
 //
 // The caller guarantees: stride of h is a multiple of 256, h.q at a multiple of 16; launch 2 follows launch 1.
 #pragma once
@@ -36,8 +37,8 @@ namespace cuda {
 
 LK_DEVICE int up_to(int left, int most) { return left < most ? left : most; }
 
-// Pairs first .. end - 1 of an expert, in ascending order, without the first `skip`: at most kBatchList of them go to the
-// list. Returns how many there are in all, and comes with a barrier.
+// Pairs first .. end - 1 of an expert, in ascending order, without the first `skip`: at most kBatchList of them go to
+// the list. Returns how many there are in all, and comes with a barrier.
 LK_DEVICE int collect(const MoeArgs& args, int expert, int first, int end, int skip, int32_t* list, int32_t* counts) {
   const int part = ((end - first + kBatchWarps - 1) / kBatchWarps + 31) / 32 * 32;
   const int begin = first + part * static_cast<int>(warp());
