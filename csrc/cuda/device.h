@@ -1,7 +1,7 @@
 // A CUDA device of this process: its primary context, shared with whoever else uses the device, and the kernels.
 //
-// Opened at the first use and never closed: the driver takes everything back when the process ends, and destructors that
-// run then must not call it.
+// Opened at the first use and never closed: the driver takes everything back when the process ends, and destructors
+// that run then must not call it.
 #pragma once
 #include <atomic>
 #include <mutex>

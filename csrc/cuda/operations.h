@@ -1,7 +1,7 @@
 // The operations on a device: where arrays are staged, what scratch they take, and which kernels run.
 //
-// Arguments are checked, and sizes below 2^31 (arguments.h); weights lie on the device. False: failure() has the reason.
-// Arrays of the device are only queued on; an operation with arrays of the CPU is done on return.
+// Arguments are checked, and sizes below 2^31 (arguments.h); weights lie on the device. False: failure() has the
+// reason. Arrays of the device are only queued on; an operation with arrays of the CPU is done on return.
 #pragma once
 #include "../cpu/operations.h"
 #include "../tensor.h"

@@ -1,5 +1,5 @@
-// Weights to a device, from a device, and from one layout to the other there. The device does the repacking; from and to
-// the CPU a weight goes in chunks of blocks, so that nothing of it is held twice.
+// Weights to a device, from a device, and from one layout to the other there. The device does the repacking; from and
+// to the CPU a weight goes in chunks of blocks, so that nothing of it is held twice.
 #include "operations.h"
 
 namespace lutkern {

@@ -1,6 +1,6 @@
-// The CUDA host over the fake driver: life cycle, every error path, fork, leaks, graphs, two devices, and each call of the
-// driver failing in turn. What the kernels compute is judged elsewhere; here the judge is the CPU, within the bound of
-// quantised activations, so that a wrong pointer, a wrong size or a missing synchronisation shows.
+// The CUDA host over the fake driver: life cycle, every error path, fork, leaks, graphs, two devices, and each call of
+// the driver failing in turn. What the kernels compute is judged elsewhere; here the judge is the CPU, within the bound
+// of quantised activations, so that a wrong pointer, a wrong size or a missing synchronisation shows.
 //
 // Each case runs in a process of its own: a process has one driver, which reads its settings once.
 #include <signal.h>

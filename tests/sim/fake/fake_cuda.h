@@ -5,8 +5,8 @@
 extern "C" {
 #endif
 
-// How many are alive: "arrays" of the devices, "streams", "events", "graphs", "pinned" arrays, "contexts" that are current
-// on this thread; -1 for another name.
+// How many are alive: "arrays" of the devices, "streams", "events", "graphs", "pinned" arrays, "contexts" that are
+// current on this thread; -1 for another name.
 int fake_cuda_alive(const char* what);
 // Calls of the driver until now.
 int fake_cuda_calls(void);

@@ -1,8 +1,8 @@
 // The machine behind the fake driver: devices with memory of their own, streams whose work is put off, events, graphs.
 //
-// Work on a stream is queued and runs when something waits for it, or earlier, at a moment that a seed chooses: a missing
-// synchronisation gives a wrong result. Memory of a device is closed to the CPU but for the time of a kernel or a copy.
-// All of it is under one lock, which the driver's functions hold.
+// Work on a stream is queued and runs when something waits for it, or earlier, at a moment that a seed chooses: a
+// missing synchronisation gives a wrong result. Memory of a device is closed to the CPU but for the time of a kernel or
+// a copy. All of it is under one lock, which the driver's functions hold.
 #pragma once
 #include <stdint.h>
 
