@@ -1,6 +1,7 @@
 // Quotas of control groups, read from folders that stand for / and hold what Linux shows in /proc and /sys.
 #include <stdio.h>
 #include <stdlib.h>
+#include <unistd.h>
 
 #include <filesystem>
 #include <fstream>

@@ -42,7 +42,6 @@ std::vector<int64_t> columns_for(const lutkern_format& f) {
 
 constexpr int64_t kRowCounts[] = {1, 3, 5, 37};
 constexpr int64_t kTokenCounts[] = {1, 2, 3, 5, 17};
-constexpr int64_t kMostTokens = 17;
 
 void for_isas(const std::function<void(const char*)>& body) {
   for (const char* isa : all_isas()) {
