@@ -320,7 +320,7 @@ LK_DEVICE bool asks_for_no_expert(const MoeArgs& args, int64_t token) {
 }
 
 // A block has a token and 16 rows, and adds its slots.
-LK_KERNEL_BOUNDS(moe_down_any, MoeArgs, 32 * kAnyWarps, 2) {
+LK_KERNEL_BOUNDS(moe_down_any, MoeArgs, 32 * kAnyWarps, 1) {
   LK_DYNAMIC_SHARED(shared);
   const WeightArgs w = args.down;
   const Staged staged{shared, wants_floats(w, args.exact)};
