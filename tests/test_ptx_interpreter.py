@@ -403,17 +403,17 @@ END:"""
 SHAPES = {"m16n8k32": (16, 32, 4, 2, 4), "m16n8k16": (16, 16, 2, 1, 4), "m8n8k16": (8, 16, 1, 1, 2)}
 
 
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("extent", SHAPES)
 @pytest.mark.parametrize("a_kind", ["s8", "u8"])
-def test_matrix_units(shape: str, a_kind: str) -> None:
-    rows, depth, a_count, b_count, c_count = SHAPES[shape]
+def test_matrix_units(extent: str, a_kind: str) -> None:
+    rows, depth, a_count, b_count, c_count = SHAPES[extent]
     names = [f"%r{10 + k}" for k in range(a_count + b_count + c_count)]
     a, b = ", ".join(names[:a_count]), ", ".join(names[a_count : a_count + b_count])
     c = ", ".join(names[a_count + b_count :])
     loads = "\n".join(f"ld.global.u32 {name}, [%rd4+{128 * k}];" for k, name in enumerate(names))
     stores = "\n".join(f"st.global.u32 [%rd5+{128 * k}], {name};" for k, name in enumerate(names[-c_count:]))
-    unit = f"mma.sync.aligned.{shape}.row.col.s32.{a_kind}.s8.s32 {{{c}}}, {{{a}}}, {{{b}}}, {{{c}}};"
-    words = np.frombuffer(random.Random(shape).randbytes(128 * len(names)), np.uint32)
+    unit = f"mma.sync.aligned.{extent}.row.col.s32.{a_kind}.s8.s32 {{{c}}}, {{{a}}}, {{{b}}}, {{{c}}};"
+    words = np.frombuffer(random.Random(extent).randbytes(128 * len(names)), np.uint32)
     out, _ = launch("\n".join((loads, unit, stores)), words, results=32 * c_count)
     left, right = np.zeros((rows, depth), int), np.zeros((depth, 8), int)
     start = np.zeros((rows, 8), int)
