@@ -220,7 +220,7 @@ def test_ptx_replays_the_session(name: str, traces: dict[str, Path]) -> None:
 
 MUTATIONS: dict[str, tuple[str, Callable[[re.Match[str]], str]]] = {
     "another shift": (r"(shr\.u32 \t%r\d+, %r\d+, )(\d+);", lambda m: f"{m[1]}{int(m[2]) ^ 1};"),
-    "sub for add": (r"\badd\.s32", lambda m: "sub.s32"),
+    "another mask": (r"(and\.b32 +\t%r\d+, %r\d+, )(\d+);", lambda m: f"{m[1]}{int(m[2]) >> 1};"),
     "another address": (r"(ld\.\S*\.v4\.\S+ \t?{[^}]*}, \[%r?d?\d+)\]", lambda m: f"{m[1]}+4]"),
     "no barrier": (r"bar\.sync \t0;", lambda m: ""),
     "another operand": (r"((?:fma|mul)\.rn\.f32 \t%f\d+, )(%f\d+), (%f\d+)", lambda m: f"{m[1]}{m[2]}, {m[2]}"),
