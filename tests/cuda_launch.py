@@ -80,9 +80,16 @@ class Simulator:
         self._call("lk_sim_plan", name, args, numbers)
         return tuple(numbers)
 
-    def run(self, name: str, args: bytes) -> None:
-        """Launch by its plan."""
-        self._call("lk_sim_run", name, args, ctypes.c_int32(-1), ctypes.c_uint64(0))
+    def run(self, case: Case) -> None:
+        """Launch by its plan, with the arrays of the case as the memory that there is."""
+        spans = [(ctypes.c_void_p(a.ctypes.data), ctypes.c_size_t(a.size)) for a in case.arrays.values() if a.size]
+        for begin, size in spans:
+            self.library.lk_sim_register(begin, size)
+        try:
+            self._call("lk_sim_run", case.kernel, bytes(case.args), ctypes.c_int32(-1), ctypes.c_uint64(0))  # type: ignore[arg-type]
+        finally:
+            for begin, _ in spans:
+                self.library.lk_sim_unregister(begin)
 
     def tile_bytes(self, fmt: str) -> int:
         """Bytes of a tile of a format."""
@@ -192,7 +199,7 @@ class Maker:
     def repack(self, fmt: str, blocks: Bytes, experts: int, rows: int, size: int) -> Bytes:
         """Tiles of blocks."""
         case = self.repack_case(f"to_tiles_{fmt}", fmt, blocks, experts, rows, size)
-        self.simulator.run(case.kernel, bytes(case.args))  # type: ignore[arg-type]
+        self.simulator.run(case)
         return case.arrays["to"]
 
     def repack_case(self, kernel: str, fmt: str, data: Bytes, experts: int, rows: int, size: int) -> Case:

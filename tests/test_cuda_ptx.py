@@ -145,7 +145,7 @@ def different(case: Case, name: str, wanted: Bytes, found: Bytes) -> str:
 
 def compare(module: Program, case: Case) -> str:
     """Run both; empty, or what differs."""
-    simulator().run(case.kernel, bytes(case.args))  # type: ignore[arg-type]
+    simulator().run(case)
     wanted = case.outputs()
     case.clear()
     assert any((data != 0xA5).any() for data in wanted.values()), f"{case}: the simulator wrote nothing"
