@@ -254,7 +254,8 @@ LUTKERN_API lutkern_status lutkern_event_record(int32_t device, void* event, voi
 LUTKERN_API lutkern_status lutkern_event_wait(int32_t device, void* event, void* stream);
 LUTKERN_API lutkern_status lutkern_event_elapsed(int32_t device, void* begin, void* end, float* milliseconds);
 LUTKERN_API lutkern_status lutkern_event_destroy(int32_t device, void* event);
-/* The kernel that would run for a number of tokens, or null; the name is that of its function on the device. */
+/* The kernel that would run for a number of tokens (moe: of pairs of a token and an expert), or null; the name is that of
+ * its function on the device. */
 LUTKERN_API const char* lutkern_device_kernel(int32_t device, int32_t ggml_type, lutkern_operation operation,
                                               lutkern_layout layout, int64_t tokens);
 

@@ -76,9 +76,10 @@ def test_bench(tmp_path, monkeypatch):
 
 
 def test_bench_of_a_layer(monkeypatch):
-    (row,) = measured(monkeypatch, [], formats=("iq1_m",), ops=("moe",), tokens=(1,))["rows"]
-    assert (row["op"], row["tokens"], row["kernel"]) == ("moe", 1, "moe_up_iq1_m")
-    assert 0 < row["error"] < 0.05
+    one, more = measured(monkeypatch, [], formats=("iq1_m",), ops=("moe",), tokens=(1, 5))["rows"]
+    assert (one["op"], one["tokens"], one["kernel"]) == ("moe", 1, "moe_up_iq1_m")
+    assert (more["tokens"], more["kernel"]) == (5, "moe_up_batch_iq1_m")  # 40 pairs of a token and an expert
+    assert 0 < one["error"] < 0.05
 
 
 def test_options_of_the_cpu_are_refused(capsys):

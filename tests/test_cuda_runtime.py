@@ -129,7 +129,8 @@ def test_info_and_supports():
     assert lutkern.supports("iq1_m", "matvec", "cuda") == "matvec_iq1_m"
     assert lutkern.supports("iq1_m", "matmul", "cuda:0", tokens=4) == "matmul_small_iq1_m"
     assert lutkern.supports("iq1_m", "matmul", "cuda") == "matmul_large_iq1_m"
-    assert lutkern.supports("iq1_m", "moe", "cuda") == "moe_up_iq1_m"
+    assert lutkern.supports("iq1_m", "moe", "cuda", tokens=32) == "moe_up_iq1_m"
+    assert lutkern.supports("iq1_m", "moe", "cuda", tokens=33) == "moe_up_batch_iq1_m"
     assert lutkern.supports("q4_k", "matvec", "cuda", layout="blocks") == "product_any"
     assert lutkern.supports("q4_k", "matvec", "cuda", layout="tiles") is None
     assert lutkern.supports("iq1_m", "pack", "cuda") is None

@@ -129,7 +129,8 @@ def supports(
     layout
         ``"tiles"`` or ``"blocks"``.
     tokens
-        How many there are in a call, which a GPU has kernels for; by default 16 in matmul, else 1.
+        How many there are in a call, which a GPU has kernels for; in moe, pairs of a token and an expert. By default 16
+        in matmul, else 1.
 
     Raises
     ------

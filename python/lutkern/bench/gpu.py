@@ -185,7 +185,8 @@ def _row(
     rate: float,
     error: float,
 ) -> Row:
-    kernel = supports(fmt, op, t.device, layout=t.layout, tokens=tokens) or "-"
+    count = tokens * EXPERTS_PER_TOKEN if op == "moe" else tokens
+    kernel = supports(fmt, op, t.device, layout=t.layout, tokens=count) or "-"
     speed = n_bytes / seconds
     rows, cols = t.shape[1:]
     timed = {
