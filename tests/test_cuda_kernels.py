@@ -421,7 +421,7 @@ def test_hidden_numbers_come_as_integers_and_as_floats(pair):
     h = reference.matvec((layer.up.blocks()[layer.ids[1, 1]], layer.up.format, (75, 100)), layer.x[1])
     g = reference.matvec((layer.gate.blocks()[layer.ids[1, 1]], layer.gate.format, (75, 100)), layer.x[1])
     expected = h * g / (1 + np.exp(-g))
-    assert np.allclose(floats[3, :75], expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
+    assert np.allclose(floats[3, :75], expected, rtol=1e-5, atol=2e-6 * np.abs(expected).max())
 
 
 @pairs

@@ -184,19 +184,33 @@ LK_DEVICE void set_words(LaneWords<Block>& to, int i, Words2 v) {
   to.word[i + 1] = v.y;
 }
 
-// From global memory that nothing writes meanwhile
-template <class Block>
+// Global memory that nothing writes meanwhile
+struct StreamLoads {
+  LK_MEMBER static Words4 of16(const uint8_t* p) { return stream_load16(p); }
+  LK_MEMBER static Words2 of8(const uint8_t* p) { return stream_load8(p); }
+  LK_MEMBER static uint32_t of4(const uint8_t* p) { return stream_load4(p); }
+  LK_MEMBER static uint32_t of2(const uint8_t* p) { return constant_load2(p); }
+};
+
+struct SharedLoads {
+  LK_MEMBER static Words4 of16(const uint8_t* p) { return load16(p); }
+  LK_MEMBER static Words2 of8(const uint8_t* p) { return load8(p); }
+  LK_MEMBER static uint32_t of4(const uint8_t* p) { return load4(p); }
+  LK_MEMBER static uint32_t of2(const uint8_t* p) { return load2(p); }
+};
+
+template <class Loads = StreamLoads, class Block>
 LK_DEVICE void load_words(LaneWords<Block>& to, const uint8_t* tile, uint32_t lane) {
   using T = Tile<Block>;
   constexpr int kTail = 4 * T::kChunks;
   const int l = static_cast<int>(lane);
 #pragma unroll
-  for (int i = 0; i < kTail; i += 4) set_words(to, i, stream_load16(tile + word_offset<T>(l, i)));
+  for (int i = 0; i < kTail; i += 4) set_words(to, i, Loads::of16(tile + word_offset<T>(l, i)));
 #pragma unroll
-  for (int i = kTail; i < kTail + T::kFours; ++i) to.word[i] = stream_load4(tile + word_offset<T>(l, i));
+  for (int i = kTail; i < kTail + T::kFours; ++i) to.word[i] = Loads::of4(tile + word_offset<T>(l, i));
 #pragma unroll
-  for (int i = kTail + T::kFours; i < T::kWords; i += 2) set_words(to, i, stream_load8(tile + word_offset<T>(l, i)));
-  to.half = T::kHasHalf ? constant_load2(tile + T::kHalfAt + 2 * l) : 0;
+  for (int i = kTail + T::kFours; i < T::kWords; i += 2) set_words(to, i, Loads::of8(tile + word_offset<T>(l, i)));
+  to.half = T::kHasHalf ? Loads::of2(tile + T::kHalfAt + 2 * l) : 0;
 }
 
 // The last 32 columns, 0 to 7, that word i is needed for
@@ -241,21 +255,6 @@ LK_DEVICE void load_words_after(LaneWords<Block>& to, bool more, const uint8_t* 
   if (T::kHasHalf) stream_load2_if(more, tile + T::kHalfAt + 2 * l, to.half);
 }
 
-// From shared memory
-template <class Block>
-LK_DEVICE void load_shared_words(LaneWords<Block>& to, const uint8_t* tile, uint32_t lane) {
-  using T = Tile<Block>;
-  constexpr int kTail = 4 * T::kChunks;
-  const int l = static_cast<int>(lane);
-#pragma unroll
-  for (int i = 0; i < kTail; i += 4) set_words(to, i, load16(tile + word_offset<T>(l, i)));
-#pragma unroll
-  for (int i = kTail; i < kTail + T::kFours; ++i) to.word[i] = load4(tile + word_offset<T>(l, i));
-#pragma unroll
-  for (int i = kTail + T::kFours; i < T::kWords; i += 2) set_words(to, i, load8(tile + word_offset<T>(l, i)));
-  to.half = T::kHasHalf ? load2(tile + T::kHalfAt + 2 * l) : 0;
-}
-
 template <class Block>
 struct Lane {
   using T = Tile<Block>;
@@ -267,7 +266,7 @@ struct Lane {
     d = float_from_half(scale_half(words));
   }
   LK_MEMBER void load_shared(const uint8_t* tile, int lane) {
-    load_shared_words(words, tile, static_cast<uint32_t>(lane));
+    load_words<SharedLoads>(words, tile, static_cast<uint32_t>(lane));
     d = float_from_half(scale_half(words));
   }
 
