@@ -3,9 +3,9 @@
 python tests/check_includes.py [CSRC]        one line for each violation; exit status 1 if there is one
 
 formats/                       its own room
-pack/ tiles/ cuda/ metal/      formats/, their own room, tensor.h, parallel.h
+pack/ tiles/ gpu/              formats/, their own room, tensor.h, parallel.h
 cpu/                           the same and tiles/
-cuda/                          the same and cpu/operations.h; no header of the CUDA toolkit, whose nvcc
+cuda/ metal/                   the same, gpu/ and cpu/operations.h; in cuda/ no header of the CUDA toolkit, whose nvcc
                                brings what kernels need, and whose driver is loaded at run time
 api.cpp api_device.cpp         everything of ours; what they share: boundary.h
 bindings/                      its own room, lutkern.h; the only place for Python, NumPy, pybind11 and Torch headers
@@ -22,14 +22,14 @@ from pathlib import Path
 
 CSRC = Path(__file__).resolve().parents[1] / "csrc"
 SUFFIXES = {".h", ".c", ".cpp", ".cu", ".cuh", ".mm", ".metal", ".inc"}
-ROOMS = ("pack", "tiles", "cuda", "metal")
+ROOMS = ("pack", "tiles", "gpu")
 SHARED = {"tensor.h", "parallel.h"}
 # What may be included, as a room or as a file of the top; None: everything of ours.
 ALLOWED: dict[str, set[str] | None] = {
     "formats": {"formats"},
     **{room: {"formats", room} | SHARED for room in ROOMS},
     "cpu": {"formats", "tiles", "cpu"} | SHARED,
-    "cuda": {"formats", "cuda", "cpu/operations.h"} | SHARED,
+    **{room: {"formats", "gpu", room, "cpu/operations.h"} | SHARED for room in ("cuda", "metal")},
     "bindings": {"bindings", "lutkern.h"},
     "api.cpp": None,
     "api_device.cpp": None,

@@ -3,7 +3,7 @@
 //   y = sum over 16 columns of x.scale * (scale * (codes . x.q) + offset * sum(x.q))        int8 activations
 //   y = sum over columns of weight * x                                                      exact, float formats
 //
-// Reads rows of GGUF blocks, or tiles (tile.h): row r of a matrix is lane r % 32 of row r / 32 of tiles. Activations wait in
+// Reads rows of GGUF blocks, or tiles (gpu/tile.h): row r of a matrix is lane r % 32 of row r / 32 of tiles. Activations wait in
 // shared memory, a chunk of 1024 columns at a time. A warp has a row, a lane every 32nd codeword of 8 columns:
 //
 //   for each 8 tokens: for each chunk:

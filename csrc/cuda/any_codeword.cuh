@@ -5,9 +5,9 @@
 // A tile gives a block of which only the first codeword is filled, for the decoder of the format to read: its fields are
 // fetched one by one, so that nothing depends on the number of the codeword but addresses and shifts.
 #pragma once
+#include "../gpu/tile_blocks.h"
 #include "kernels.h"
 #include "machine.h"
-#include "tile.h"
 
 namespace lutkern {
 namespace cuda {
@@ -36,7 +36,7 @@ LK_DEVICE uint32_t tile_half(const TileRow& t) {
   return constant_load2(t.tile + Tile<Block>::kHalfAt + 2 * t.row);
 }
 
-// get_field of tile.h, of words that are in memory
+// get_field of gpu/tile_blocks.h, of words that are in memory
 template <class Block>
 LK_DEVICE uint32_t tile_field(const TileRow& t, int i) {
   using T = Tile<Block>;

@@ -4,11 +4,12 @@
 #pragma once
 #include <stdint.h>
 
+#include "../gpu/tile.h"
+
 namespace lutkern {
 namespace cuda {
 
-// kTileRows x kTileCols weights lie together (tile.h); one lane of a warp has one row.
-enum : int { kTileRows = 32, kTileCols = 256, kGroup = 32 /* columns with one activation scale */ };
+using namespace gpu;
 
 struct WeightArgs {
   const uint8_t* data;   // null: there is none

@@ -3,7 +3,6 @@
 //   table | staged activations | segments | sums of the warps
 #pragma once
 #include "plan.h"
-#include "tile.h"
 
 namespace lutkern {
 namespace cuda {

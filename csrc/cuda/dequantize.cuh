@@ -1,7 +1,7 @@
 // out[expert, row, column] = scale * code, as float32, float16 or bfloat16: equal to formats/ to the bit; the halves
 // are that float32 rounded to nearest, halves to even.
 //
-// Reads tiles (tile.h): lane = row. A warp takes tile after tile; table in shared memory (lane.cuh).
+// Reads tiles (gpu/tile.h): lane = row. A warp takes tile after tile; table in shared memory (lane.cuh).
 //
 //   for each 32 columns: four codewords to signed bytes, bytes to float, times scale16, to a square in shared memory
 //                        for each row: 32 lanes store 32 columns

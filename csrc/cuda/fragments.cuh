@@ -2,7 +2,7 @@
 //
 //   acc[row, token] += (sum over 32, or 16, columns of q_w q_x) * scale_w * scale_x
 //
-// A warp has a tile (tile.h). For each 64 columns of it
+// A warp has a tile (gpu/tile.h). For each 64 columns of it
 //
 //   lane = row:  8 codewords -> 64 int8 -> panel in shared memory (of this warp)        4 STS.128
 //                scales -> beside it                                                     2 (or 4) STS

@@ -1,4 +1,4 @@
-// The seven codebook formats in registers: a lane loads its row of a tile (tile.h), codebook entries come from a table
+// The seven codebook formats in registers: a lane loads its row of a tile (gpu/tile.h), codebook entries come from a table
 // in shared memory.
 //
 //   entry   4 bytes, kCopies of it side by side; lane l reads copy l % kCopies, so that lanes meet in fewer banks:
@@ -18,8 +18,8 @@
 // SHF and LOP3 make an offset; LDS reads an entry; LOP3 merges signs; PRMT is a table of eight bytes.
 // The caller guarantees a full warp, and a table that was filled before a barrier.
 #pragma once
+#include "../gpu/tile_blocks.h"
 #include "machine.h"
-#include "tile.h"
 
 namespace lutkern {
 namespace cuda {

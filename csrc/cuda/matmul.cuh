@@ -1,6 +1,6 @@
 // Products of 2 and more tokens: out[token, row] = sum over columns of weight[row, column] * x[token, column]
 //
-// Weights lie in tiles (tile.h); the arithmetic, its layouts and the instructions that matter are in fragments.cuh.
+// Weights lie in tiles (gpu/tile.h); the arithmetic, its layouts and the instructions that matter are in fragments.cuh.
 //
 // matmul_small, 2 to 8 tokens: a block has one or two rows of tiles, its eight warps split the columns:
 //

@@ -1,6 +1,6 @@
 // out[token, row] = sum over columns of weight[row, column] * x[token, column], x as int8 with a scale for 32 columns.
 //
-// Reads tiles (tile.h): lane = row, the warps of a block share the 256-column tiles of 32 rows.
+// Reads tiles (gpu/tile.h): lane = row, the warps of a block share the 256-column tiles of 32 rows.
 //
 //   for each row of tiles of this block: the sums of sums.cuh over its tiles; warp 0 adds the warps and stores 32 rows
 //   before the first sum, while its weights are on their way: fill the table, stage x as integers (activations.cuh)

@@ -3,7 +3,7 @@
 //   1. moe_up_batch    h[pair] = activation(gate[e] x[token]) * (up[e] x[token]),  as integers, 32 rows with one scale
 //   2. moe_down_batch  out[token] = sum over its pairs of weight * down[e] h[pair]
 //
-// Weights lie in tiles (tile.h); the arithmetic, its layouts and the instructions that matter are in fragments.cuh.
+// Weights lie in tiles (gpu/tile.h); the arithmetic, its layouts and the instructions that matter are in fragments.cuh.
 //
 // Launch 1: a block has one expert and leaves at once if the expert has no pairs. Its eight warps have 2 or 4 units: a
 // unit is a row of tiles of gate or of up, and the same rows of both are in one block. The warps of a unit, S = 4 or 2,

@@ -4,7 +4,7 @@
 //              activation(up x)
 //   moe_down   out[token] = sum over slots of weights[token, slot] * down[e] h[pair]
 //
-// Reads tiles (tile.h): lane = row, the warps of a block share the tiles of 32 rows: those of gate, then those of up;
+// Reads tiles (gpu/tile.h): lane = row, the warps of a block share the tiles of 32 rows: those of gate, then those of up;
 // those of down of each slot. The 32 rows of a block of moe_up are one group of h, which becomes integers at once.
 //
 //   moe_up     stage x; sums of gate and of up (sums.cuh); h of 32 rows; largest magnitude by shuffles; store q and

@@ -2,7 +2,6 @@
 
 #include <string.h>
 
-#include "tile.h"
 
 namespace lutkern {
 namespace cuda {

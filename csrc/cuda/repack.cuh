@@ -1,6 +1,6 @@
-// to_tiles: blocks to tiles; to_blocks: tiles to blocks. The same information: tile_words.h tells how.
+// to_tiles: blocks to tiles; to_blocks: tiles to blocks. The same information: gpu/tile_blocks.h tells how.
 //
-// Blocks are the rows of the GGUF file, 2-byte aligned; tiles are drawn in tile.h. A block of threads has 32 rows and
+// Blocks are the rows of the GGUF file, 2-byte aligned; tiles are drawn in gpu/tile.h. A block of threads has 32 rows and
 // kRepackWarps blocks of each, one warp for a column of blocks, one lane for a row.
 //
 //   to_tiles    rows of blocks -> shared memory, 2 bytes a lane, lanes side by side; barrier

@@ -1,7 +1,6 @@
 // The launch of to_tiles_* and to_blocks_*: a block of threads for some tiles side by side, a warp for each.
 #pragma once
 #include "plan.h"
-#include "tile.h"
 
 namespace lutkern {
 namespace cuda {

@@ -1,15 +1,16 @@
-// Blocks to the tiles of a device and back, and what tile.h promises about their bytes.
-#include "cuda/tile.h"
+// Blocks to the tiles of a GPU and back, and what tile.h promises about their bytes.
+#include "gpu/tile_blocks.h"
 
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include <vector>
 
 namespace {
 
 using namespace lutkern;
-using namespace lutkern::cuda;
+using namespace lutkern::gpu;
 
 uint32_t random_word() {
   static uint64_t state = 1;

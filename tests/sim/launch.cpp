@@ -4,7 +4,6 @@
 #include <string.h>
 
 #include "cuda/plans.h"
-#include "cuda/tile.h"
 #include "simt.h"
 #include "watch.h"
 using lutkern::sim::Kernel;

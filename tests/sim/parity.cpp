@@ -4,7 +4,7 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "cuda/tile.h"
+#include "gpu/tile_blocks.h"
 
 namespace parity {
 
@@ -77,7 +77,7 @@ template <class Block>
 void encode_block(const uint8_t* bytes, uint8_t* tile, int lane) {
   Block block;
   memcpy(&block, bytes, sizeof(block));
-  lutkern::cuda::encode(block, tile, lane);
+  lutkern::gpu::encode(block, tile, lane);
 }
 
 const Format& format_of(int format) {

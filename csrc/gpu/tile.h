@@ -1,4 +1,4 @@
-// A tile on the device: 32 rows and 256 columns, one lane of a warp has one row. It holds the same information as the
+// A tile on a GPU: 32 rows and 256 columns, one lane of a warp has one row. It holds the same information as the
 // blocks, so that either can be made from the other.
 //
 //   chunks   16 bytes of each lane side by side: chunk[c][lane], one 16-byte load of a warp each
@@ -23,20 +23,13 @@
 // A word of signs is for 32 columns: iq2 bit 4 j + k has the sign of weight j of codeword k (j < 8); iq3 bit 8 j + k
 // that of weight j of index k (j < 4). All eight signs are there, also where the block leaves one to parity.
 #pragma once
-#include <string.h>
-
 #include "../formats/formats.h"
-#include "arguments.h"
-
-// A loop whose steps the device has all in registers
-#if defined(__CUDACC__)
-#define LK_UNROLL _Pragma("unroll")
-#else
-#define LK_UNROLL
-#endif
 
 namespace lutkern {
-namespace cuda {
+namespace gpu {
+
+// kTileRows x kTileCols weights lie together; one lane has one row.
+enum : int { kTileRows = 32, kTileCols = 256, kGroup = 32 /* columns with one activation scale */ };
 
 template <int chunks, int fours, int eights, int twos, int bits, int place>
 struct TileShape {
@@ -107,13 +100,6 @@ LK_FN constexpr int tile_bytes(FormatId format) {
   }
 }
 
-// What one lane has, in registers
-template <class Block>
-struct LaneWords {
-  uint32_t word[Tile<Block>::kWords];
-  uint32_t half;
-};
-
 // Byte of word i of a lane
 template <class T>
 LK_FN constexpr int word_offset(int lane, int i) {
@@ -124,57 +110,5 @@ LK_FN constexpr int word_offset(int lane, int i) {
   return 128 * (kTail + T::kFours) + 256 * (eight / 2) + 8 * lane + 4 * (eight % 2);
 }
 
-// ---- fields ----
-
-template <class T>
-LK_FN uint32_t get_field(const uint32_t* words, int i) {
-  const uint32_t* ring = words + T::kCodes + T::kRing * (i / T::kFields);
-  const int bit = (T::kBits * (i % T::kFields) + T::kPlace) % (32 * T::kRing);
-  uint32_t value = ring[bit / 32] >> (bit % 32);
-  if (bit % 32 + T::kBits > 32) value |= ring[(bit / 32 + 1) % T::kRing] << (32 - bit % 32);
-  return value & ((1u << T::kBits) - 1);
-}
-
-template <class T>
-LK_FN void put_field(uint32_t* words, int i, uint32_t value) {
-  uint32_t* ring = words + T::kCodes + T::kRing * (i / T::kFields);
-  const int bit = (T::kBits * (i % T::kFields) + T::kPlace) % (32 * T::kRing);
-  ring[bit / 32] |= value << (bit % 32);
-  if (bit % 32 + T::kBits > 32) ring[(bit / 32 + 1) % T::kRing] |= value >> (32 - bit % 32);
-}
-
-}  // namespace cuda
-}  // namespace lutkern
-
-#include "tile_words.h"
-
-#include "tile_signs.h"
-
-namespace lutkern {
-namespace cuda {
-
-// Through words_of and block_of of tile_words.h. tile is at a multiple of 4 bytes.
-template <class Block>
-LK_FN void encode(const Block& b, uint8_t* tile, int lane) {
-  const LaneWords<Block> words = words_of(b);
-  for (int i = 0; i < Tile<Block>::kWords; ++i) {
-    uint8_t* to = tile + word_offset<Tile<Block>>(lane, i);
-    for (int j = 0; j < 4; ++j) to[j] = static_cast<uint8_t>(words.word[i] >> (8 * j));
-  }
-  if (Tile<Block>::kHasHalf) {
-    uint8_t* to = tile + Tile<Block>::kHalfAt + 2 * lane;
-    to[0] = static_cast<uint8_t>(words.half);
-    to[1] = static_cast<uint8_t>(words.half >> 8);
-  }
-}
-
-template <class Block>
-LK_FN Block decode(const uint8_t* tile, int lane) {
-  LaneWords<Block> words;
-  for (int i = 0; i < Tile<Block>::kWords; ++i) words.word[i] = load_u32(tile + word_offset<Tile<Block>>(lane, i));
-  words.half = Tile<Block>::kHasHalf ? load_u16(tile + Tile<Block>::kHalfAt + 2 * lane) : 0;
-  return block_of(words);
-}
-
-}  // namespace cuda
+}  // namespace gpu
 }  // namespace lutkern

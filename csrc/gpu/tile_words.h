@@ -1,8 +1,8 @@
-// Blocks to the words of a lane and back, format by format: the second half of tile.h, which draws the words.
+// Blocks to the words of a lane and back, format by format: the second part of tile_blocks.h.
 #pragma once
 
 namespace lutkern {
-namespace cuda {
+namespace gpu {
 
 LK_FN void put_u16(uint8_t* to, uint32_t value) {
   to[0] = static_cast<uint8_t>(value);
@@ -164,5 +164,5 @@ LK_FN void add_index(Iq3S& b, int k, uint32_t i) {
   b.high[k / 8] = static_cast<uint8_t>(b.high[k / 8] | (i >> 8) << (k % 8));
 }
 
-}  // namespace cuda
+}  // namespace gpu
 }  // namespace lutkern

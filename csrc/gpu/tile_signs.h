@@ -1,8 +1,8 @@
-// Signs and scales of iq2 and iq3: the last part of tile.h.
+// Signs and scales of iq2 and iq3: the last part of tile_blocks.h.
 #pragma once
 
 namespace lutkern {
-namespace cuda {
+namespace gpu {
 
 // Word q of signs: a byte for each of four codewords
 LK_FN uint32_t signs_of(const Iq2Xxs& b, int q) { return with_parity(bytes_of_sevens(load_u32(b.group[q].word))); }
@@ -86,5 +86,5 @@ LK_FN Block block_of(const LaneWords<Block>& words) {
   return b;
 }
 
-}  // namespace cuda
+}  // namespace gpu
 }  // namespace lutkern
