@@ -7,6 +7,7 @@ pack/ tiles/ gpu/              formats/, their own room, tensor.h, parallel.h
 cpu/                           the same and tiles/
 cuda/ metal/                   the same, gpu/ and cpu/operations.h; in cuda/ no header of the CUDA toolkit, whose nvcc
                                brings what kernels need, and whose driver is loaded at run time
+*.metal                        of system headers metal_stdlib alone, which only they and formats/port.h include
 api.cpp api_device.cpp         everything of ours; what they share: boundary.h
 bindings/                      its own room, lutkern.h; the only place for Python, NumPy, pybind11 and Torch headers
 cpu/<instruction set>.cpp      the only place for headers of intrinsics; here and in pack/<instruction set>.cpp no other
@@ -46,6 +47,7 @@ FOREIGN = re.compile(r"(pybind11|numpy|torch|ATen|c10|nanobind)/|Python\.h$|pyco
 TOOLKIT = re.compile(
     r"(cuda|cub|cooperative_groups|thrust|nv|cutlass)\w*(/.*|\.h|\.hpp)|(mma|vector_types|device_\w+)\.h"
 )
+METAL = "metal_stdlib"
 KERNEL_TABLE = re.compile(r"\b(?:Block|Tile|Pack)Kernels k\w+Kernels = ")
 
 
@@ -87,6 +89,11 @@ def _system(csrc: Path, path: Path, name: str, text: str) -> Iterator[str]:
         yield "which belongs into bindings/"
     if TOOLKIT.fullmatch(name):
         yield "which is the CUDA toolkit's"
+    is_metal = path.suffix == ".metal"
+    if is_metal and name != METAL:
+        yield "which is not Metal's"
+    elif name == METAL and not is_metal and path.name != "port.h":
+        yield "which belongs into a .metal file, or into formats/port.h"
     is_isa = path.suffix == ".cpp" and KERNEL_TABLE.search(text) is not None
     is_intrinsics = INTRINSICS.fullmatch(name) is not None
     if is_intrinsics and not (is_isa and room == "cpu"):

@@ -73,6 +73,13 @@ def test_includes_of_the_library() -> None:
         ("cuda/driver.h", '#include "cuda_spelling.h"', "which is no file of csrc/ beside it"),
         ("cuda/matvec.cuh", "#include <cuda_fp16.h>", "which is the CUDA toolkit's"),
         ("cuda/driver.cpp", "#include <cuda.h>", "which is the CUDA toolkit's"),
+        ("metal/new.metal", "#include <string.h>", "which is not Metal's"),
+        ("metal/plan.h", "#include <metal_stdlib>", "which belongs into a .metal file, or into formats/port.h"),
+        (
+            "metal/new.metal",
+            '#include "../cpu/kernels.h"',
+            "but metal may include only: cpu/operations.h, formats, gpu, metal, parallel.h, tensor.h",
+        ),
     ],
 )
 def test_broken_include_is_reported(file: str, line: str, problem: str, tmp_path: Path) -> None:
