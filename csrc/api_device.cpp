@@ -283,6 +283,13 @@ lutkern_status lutkern_device_free(int32_t device, void* data, void* stream) {
   });
 }
 
+lutkern_status lutkern_device_wrap(int32_t device, const void* data, size_t nbytes, void** out) {
+  if (!data || !out) return fail(LUTKERN_ERROR_VALUE, "device_wrap: data or out is null");
+  if (nbytes == 0) return fail(LUTKERN_ERROR_VALUE, "device_wrap: 0 bytes, expected at least 1");
+  return fail(LUTKERN_ERROR_DEVICE, "device_wrap: %s has memory of its own, expected a Metal device",
+              device_name(device).text);
+}
+
 lutkern_status lutkern_device_copy(void* to, int32_t to_device, const void* from, int32_t from_device, size_t nbytes,
                                    void* stream) {
   if (nbytes == 0) return LUTKERN_OK;

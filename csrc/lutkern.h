@@ -40,7 +40,8 @@ typedef enum lutkern_layout {
   LUTKERN_TILES = 1   /* the order in which the kernels of the device read: the same information, faster */
 } lutkern_layout;
 
-/* Where bytes are: 0 is the memory of the CPU, LUTKERN_CUDA + i is CUDA device i. */
+/* Where bytes are: 0 is the memory of the CPU, LUTKERN_CUDA + i is CUDA device i, LUTKERN_METAL + i is Metal device i, whose
+ * memory the CPU may read and write as well while no queued work uses it. */
 typedef enum lutkern_device_kind { LUTKERN_CPU = 0, LUTKERN_CUDA = 0x100, LUTKERN_METAL = 0x200 } lutkern_device_kind;
 
 typedef enum lutkern_operation {
@@ -232,6 +233,10 @@ LUTKERN_API int32_t lutkern_device_has_tiles(int32_t device, int32_t ggml_type);
  * process ends, it does nothing. */
 LUTKERN_API lutkern_status lutkern_device_alloc(int32_t device, size_t nbytes, void* stream, void** out);
 LUTKERN_API lutkern_status lutkern_device_free(int32_t device, void* data, void* stream);
+/* Memory of the CPU as memory of a device that shares it, a Metal device: nothing is copied, and any address and size will
+ * do, also inside of a file that is mapped to be read. *out is data, which must stay until lutkern_device_free has taken
+ * *out back: that leaves the memory to its owner. The same memory may be wrapped again; each needs a free of its own. */
+LUTKERN_API lutkern_status lutkern_device_wrap(int32_t device, const void* data, size_t nbytes, void** out);
 /* Between the CPU and a device, or two devices, on a stream of the device that receives, or of the one that is not the
  * CPU. Done on return, but for a copy inside of one device: that is queued. A copy between two devices also waits for
  * what the other one has to do. */

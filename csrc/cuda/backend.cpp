@@ -1,0 +1,1 @@
+// CUDA as one of the backends of the boundary: backend.h.

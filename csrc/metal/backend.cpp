@@ -1,0 +1,1 @@
+// Metal as one of the backends of the boundary: backend.h.

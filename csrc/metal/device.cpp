@@ -1,0 +1,1 @@
+// Metal devices of this process.

@@ -1,0 +1,1 @@
+// The Metal text, compiled when a kernel is first used.

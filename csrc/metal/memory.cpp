@@ -1,0 +1,1 @@
+// Buffers by address.

@@ -1,0 +1,1 @@
+// Weights to a Metal device and from it.
