@@ -27,7 +27,9 @@ def test_selftest_passes(capsys, small_copies):
     assert found["ok"]
     assert {r["format"] for r in found["results"]} >= {f.name for f in lutkern.formats()}
     operations = {r["op"] for r in found["results"] if r["format"] == "iq1_m"}
-    assert len(operations) == 2 * (2 + 2 * len(selftest._TOKENS))
+    assert len(operations) == 2 * (2 + 2 * len(selftest._TOKENS)) + 4
+    assert found["device"] == found["cuda"]["devices"][0]["detail"]
+    assert found["date"].startswith("20")
     assert {r["isa"] for r in found["results"]} == {"cuda:0"}
     assert [c["bytes"] for c in found["copy"]] == [1 << 12]
     assert found["copy"][0]["gbytes_per_s"] > 0
@@ -35,7 +37,7 @@ def test_selftest_passes(capsys, small_copies):
 
 def test_selftest_finds_a_wrong_product(capsys, small_copies, monkeypatch):
     real = selftest.matmul
-    monkeypatch.setattr(selftest, "matmul", lambda t, x: real(t, x) * np.float32(1.001))
+    monkeypatch.setattr(selftest, "matmul", lambda t, x, exact=False: real(t, x, exact=exact) * np.float32(1.001))
     assert main(["selftest", "--device", "cuda"]) == 1
     text = capsys.readouterr().out
     assert "a product with one activation is not 127 times the weight" in text
@@ -58,6 +60,7 @@ def test_bench(tmp_path, monkeypatch):
     found = measured(monkeypatch, lines, formats=("iq1_m", "q4_k"), ops=("matvec", "matmul"), tokens=(1, 3))
     assert found["device"]["name"] == "cuda:0"
     assert found["date"].startswith("20")
+    assert found["system"]
     assert found["copy_gbytes_per_s"] > 0
     keys = [(r["format"], r["op"], r["tokens"]) for r in found["rows"]]
     assert keys == [(f, *k) for f in ("iq1_m", "q4_k") for k in (("matvec", 1), ("matmul", 3))]

@@ -92,7 +92,8 @@ def _parser() -> argparse.ArgumentParser:
     quality.add_options(add("quality", quality.run, "how far a packed GGUF file is from its original"))
     bench.add_options(add("bench", bench.run, "how fast the operations run here, beside the memory and ggml"))
     selftest = add("selftest", _selftest, "compare every kernel of this build with the reference")
-    selftest.add_argument("--device", default="cpu", metavar="D", help="cpu, cuda or cuda:N (default: cpu)")
+    kinds = "cpu, cuda, cuda:N, metal or metal:N (default: cpu)"
+    selftest.add_argument("--device", default="cpu", metavar="D", help=kinds)
     return parser
 
 

@@ -7,8 +7,10 @@ against them.
 from __future__ import annotations
 
 import base64
+import datetime
 import hashlib
 import json
+import platform
 from collections.abc import Callable, Iterator
 from importlib import resources
 from typing import Any
@@ -16,8 +18,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from . import _core
-from .formats import formats
+from . import _core, reference
+from .formats import Format, formats
 from .moe import moe
 from .ops import dequantize, matmul, matvec
 from .places import device_name, device_number
@@ -26,6 +28,8 @@ from .tensor import PackedTensor
 
 _Check = tuple[str, str, str | None]  # format, operation, error
 _TOKENS = (1, 4, 16)  # of a GPU, whose kernels differ by them
+_MANY_TOKENS = 20  # of a weight with several rows of tiles, for kernels that work on parts of both
+_EXPERTS, _HIDDEN, _INTER = 3, 256, 40  # of a layer
 _COPY_BYTES = (1 << 20, 16 << 20, 256 << 20)
 
 
@@ -33,16 +37,14 @@ def _tensor(text: str, fmt: str, shape: list[int]) -> PackedTensor:
     return PackedTensor.from_blocks(base64.b64decode(text), fmt, shape)
 
 
-def _outside(result: npt.NDArray[np.float32], expected: list[float], bound: list[float]) -> str | None:
+def _outside(result: npt.NDArray[np.float32], expected: npt.ArrayLike, bound: npt.ArrayLike) -> str | None:
     """Return what is wrong with a result, or None."""
-    error = np.abs(result.reshape(-1).astype(np.float64) - np.array(expected))
-    limit = np.array(bound)
+    found, wanted, limit = (np.asarray(a, np.float64).reshape(-1) for a in (result, expected, bound))
+    error = np.abs(found - wanted)
     if np.all(error <= limit):
         return None
     worst = int(np.argmax(np.where(np.isnan(error), np.inf, error - limit)))
-    return (
-        f"output {worst} is {result.reshape(-1)[worst]:.9g}, expected {expected[worst]:.9g} within {bound[worst]:.2g}"
-    )
+    return f"output {worst} is {found[worst]:.9g}, expected {wanted[worst]:.9g} within {limit[worst]:.2g}"
 
 
 def _check_dequantize(t: PackedTensor, digest: str) -> str | None:
@@ -113,7 +115,33 @@ def _gpu_checks(golden: dict[str, Any], device: str) -> Iterator[_Check]:
                 expected, bound = (_repeated(entry[key], rows, tokens) for key in ("matmul", "bound"))
                 yield fmt.name, f"{layout}, {tokens} tokens", _outside(y, expected, bound)
                 yield fmt.name, f"{layout}, {tokens} tokens, integers", _one_hot(t, weights, tokens)
+        yield from _gpu_larger(fmt, here, x, device)
     yield from _gpu_layer(golden["moe"], x / np.float32(256), device)
+
+
+def _larger(fmt: Format, here: PackedTensor, shape: tuple[int, ...], seed: int) -> PackedTensor:
+    """Return a weight of the first columns of golden rows, in random order."""
+    known = here.blocks()[:, : fmt.row_bytes(shape[-1])]
+    picked = np.random.default_rng(seed).integers(0, len(known), shape[:-1])
+    return PackedTensor.from_blocks(known[picked], fmt, shape)
+
+
+def _gpu_larger(fmt: Format, here: PackedTensor, x: npt.NDArray[np.float32], device: str) -> Iterator[_Check]:
+    """Work that needs several groups of threads, and a layer of one format, held against the reference."""
+    x = x[np.arange(_MANY_TOKENS) % len(x), :_HIDDEN]
+    w = _larger(fmt, here, (70, _HIDDEN), 0)
+    for exact, many in ((False, x), (True, x[:2])):
+        expected, bound = reference.matmul(w, many, exact=exact), reference.fp32_bound(w, many, n_ulp=8, exact=exact)
+        wrong = _outside(matmul(w.to(device=device), many, exact=exact), expected, bound)
+        yield fmt.name, f"{len(many)} tokens, {len(w)} rows{', exact' if exact else ''}", wrong
+    up, down = (_EXPERTS, _INTER, _HIDDEN), (_EXPERTS, _HIDDEN, _INTER)
+    layer = [_larger(fmt, here, shape, seed) for seed, shape in enumerate((up, up, down))]
+    for tokens in (1, 8):
+        ids = np.arange(2 * tokens).reshape(tokens, 2) % _EXPERTS
+        arguments = (x[:tokens] / np.float32(256), ids, np.full(ids.shape, 0.5, np.float32))
+        expected, bound = reference.moe(*arguments, *layer), reference.moe_bound(*arguments, *layer, n_ulp=8)
+        wrong = _outside(moe(*arguments, *(t.to(device=device) for t in layer)), expected, bound)
+        yield fmt.name, f"moe, {tokens} tokens", wrong
 
 
 def _gpu_layer(layer: dict[str, Any], x: npt.NDArray[np.float32], device: str) -> Iterator[_Check]:
@@ -133,7 +161,8 @@ def run_gpu(device: str, progress: Callable[[str], None] | None = None) -> dict[
     Returns
     -------
     dict
-        As that of `run`; the ``isa`` of a result is the device. ``copy``: bytes and GB/s, read and written.
+        As that of `run`; the ``isa`` of a result is the device. ``device``, and what `info` says of its kind under
+        the name of the kind. ``copy``: bytes and GB/s, read and written. ``system``, ``date``.
 
     Raises
     ------
@@ -150,13 +179,17 @@ def run_gpu(device: str, progress: Callable[[str], None] | None = None) -> dict[
             progress(f"{fmt} {op}")
         results.append({"format": fmt, "isa": name, "op": op, "ok": error is None, "error": error})
     machine = info()
-    free = next(d.free_bytes for d in devices() if d.name == name) or 0
-    sizes = [n for n in _COPY_BYTES if 4 * n <= free]
+    there = next(d for d in devices() if d.name == name)
+    sizes = [n for n in _COPY_BYTES if 4 * n <= (there.free_bytes or 0)]
+    kind = name.partition(":")[0]
     return {
         "ok": all(r["ok"] for r in results),
         "version": machine["version"],
         "machine": machine["machine"],
-        "cuda": machine["cuda"],
+        "system": platform.platform(),
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "device": there.detail,
+        kind: machine[kind],
         "copy": [{"bytes": n, "gbytes_per_s": copy_rate(name, n, 0.1) / 1e9} for n in sizes],
         "results": results,
     }

@@ -43,7 +43,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--megabytes", type=int, default=default.megabytes, metavar="N", help=megabytes)
     clock = "wall time, or CPU time of one thread on a busy machine (default: %(default)s)"
     add("--clock", choices=CLOCKS, default=default.clock, help=clock)
-    add("--device", default="cpu", metavar="D", help="cpu, cuda or cuda:N (default: %(default)s)")
+    add("--device", default="cpu", metavar="D", help="cpu, cuda, cuda:N, metal or metal:N (default: %(default)s)")
     add("--quick", action="store_true", help="on a GPU: two formats, 1 and 16 tokens")
     add("--record", type=Path, metavar="FILE.csv", help="on a GPU: also write the rows there, and a .json beside it")
     add("--no-rival", action="store_true", help="do not measure ggml")

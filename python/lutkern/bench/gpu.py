@@ -1,7 +1,8 @@
-"""`lutkern bench --device cuda`: the operations on a GPU, beside a plain copy of its memory.
+"""`lutkern bench --device cuda` or `metal`: the operations on a GPU, beside a plain copy of its memory.
 
-Calls are captured in a graph that goes through all weights, more than the last-level cache holds, and the graph is
-timed by events: what the processor needs for a launch does not count.
+Calls go through all weights, more than the last-level cache holds, and are timed by events on the GPU. CUDA keeps them
+in a graph, so that what the processor needs for a launch does not count. Metal has none: they are queued one behind the
+other, and the processor counts only where it is slower than the GPU.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ QUICK_TOKENS = (1, 16)
 QUICK_FORMATS = ("iq1_m", "iq2_xxs")
 _CACHES = 4  # how many times the last-level cache the weights are
 _LEAST_BYTES = 256 << 20
+_UNKNOWN_CACHE = 128 << 20  # where the device does not tell: more than any Apple chip had in 2025
 _LEAST_ROUNDS = 3
 
 
@@ -86,21 +88,33 @@ class Row:
     error: float
 
 
-def time_graph(stream: Stream, calls: Sequence[Callable[[], object]], seconds: float) -> float:
-    """Return the seconds that one call takes: the median over rounds of a graph of all calls."""
-    calls[0]()
-    stream.synchronize()
-    with capture(stream) as graph:
+def _all_of(stream: Stream, calls: Sequence[Callable[[], object]]) -> Callable[[], None]:
+    """Return what queues all calls."""
+
+    def one_by_one() -> None:
         for call in calls:
             call()
+
+    calls[0]()
+    stream.synchronize()
+    if not stream.device.startswith("cuda"):
+        return one_by_one
+    with capture(stream) as graph:
+        one_by_one()
+    return graph.launch
+
+
+def time_calls(stream: Stream, calls: Sequence[Callable[[], object]], seconds: float) -> float:
+    """Return the seconds that one call takes: the median over rounds of all calls."""
+    launch = _all_of(stream, calls)
     begin, end = Event(stream.device), Event(stream.device)
-    graph.launch()
+    launch()
     stream.synchronize()
     found: list[float] = []
     stop = time.perf_counter() + seconds
     while len(found) < _LEAST_ROUNDS or time.perf_counter() < stop:
         begin.record(stream)
-        graph.launch()
+        launch()
         end.record(stream)
         found.append(begin.elapsed(end))
     return max(median(found), 1e-9) / 1e3 / len(calls)
@@ -115,7 +129,7 @@ def copy_rate(device: str, n_bytes: int, seconds: float) -> float:
     def call() -> None:
         _core.copy_there(b._memory.address, number, a._memory.address, number, n_bytes, stream.handle)
 
-    return 2 * n_bytes / time_graph(stream, [call], seconds)
+    return 2 * n_bytes / time_calls(stream, [call], seconds)
 
 
 def run(options: Options, report: Callable[[str], None] = lambda line: None) -> dict[str, Any]:
@@ -132,7 +146,8 @@ def run(options: Options, report: Callable[[str], None] = lambda line: None) -> 
     name = device_name(number)
     gpu = next(d for d in devices() if d.name == name)
     formats = options.chosen_formats()
-    n_bytes = max(options.n_bytes, _CACHES * (gpu.cache_bytes or 0) if options.n_bytes >= _LEAST_BYTES else 0)
+    cache = gpu.cache_bytes or _UNKNOWN_CACHE
+    n_bytes = max(options.n_bytes, _CACHES * cache if options.n_bytes >= _LEAST_BYTES else 0)
     rate = copy_rate(name, n_bytes, options.seconds)
     report(f"copy: {rate / 1e9:.1f} GB/s")
     rows = []
@@ -146,6 +161,7 @@ def run(options: Options, report: Callable[[str], None] = lambda line: None) -> 
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "version": _core.version,
         "machine": platform.machine(),
+        "system": platform.platform(),
         "copy_gbytes_per_s": rate / 1e9,
         "rotated_bytes": n_bytes,
         "rows": [asdict(row) for row in rows],
@@ -217,7 +233,7 @@ def _product(t: PackedTensor, blocks: Any, op: str, tokens: int, seconds: float)
     exact = x.astype(np.float64) @ defined(blocks[0, some], t.format.name, (len(some), cols)).astype(np.float64).T
     error = relative_error(out.numpy()[..., some], exact)
     calls = [partial(run_one, w, there, out=out, stream=stream) for w in experts]
-    return time_graph(stream, calls, seconds), error
+    return time_calls(stream, calls, seconds), error
 
 
 class _Layer:
@@ -252,7 +268,7 @@ class _Layer:
         one = moe(x[:1], ids[0, :1], shares[:1], *self.here, exact=True)
         self.error = relative_error(out.numpy()[:1], one)
         calls = [partial(call, i) for i in there_ids]
-        return time_graph(stream, calls, seconds), float(np.mean([len(np.unique(i)) for i in ids]))
+        return time_calls(stream, calls, seconds), float(np.mean([len(np.unique(i)) for i in ids]))
 
 
 def text_of(found: dict[str, Any]) -> str:
