@@ -253,7 +253,8 @@ LUTKERN_API lutkern_status lutkern_graph_begin(int32_t device, void* stream);
 LUTKERN_API lutkern_status lutkern_graph_end(int32_t device, void* stream, void** graph);
 LUTKERN_API lutkern_status lutkern_graph_launch(int32_t device, void* graph, void* stream);
 LUTKERN_API lutkern_status lutkern_graph_destroy(int32_t device, void* graph);
-/* Moments on a stream; elapsed waits for the second. */
+/* Moments on a stream; elapsed waits for the second. On Metal it is the time that the GPU worked for the stream between
+ * them: the waits for the processor between command buffers do not count. */
 LUTKERN_API lutkern_status lutkern_event_create(int32_t device, void** out);
 LUTKERN_API lutkern_status lutkern_event_record(int32_t device, void* event, void* stream);
 LUTKERN_API lutkern_status lutkern_event_wait(int32_t device, void* event, void* stream);

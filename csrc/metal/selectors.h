@@ -71,16 +71,21 @@ struct Size {
   X(contents, MTLBuffer, "contents", void*, ())                                                               \
   X(command_buffer, MTLCommandQueue, "commandBuffer", Id, ())                                                 \
   X(encoder, MTLCommandBuffer, "computeCommandEncoder", Id, ())                                               \
+  X(blit_encoder, MTLCommandBuffer, "blitCommandEncoder", Id, ())                                             \
   X(commit, MTLCommandBuffer, "commit", void, ())                                                             \
   X(wait, MTLCommandBuffer, "waitUntilCompleted", void, ())                                                   \
   X(status, MTLCommandBuffer, "status", Unsigned, ())                                                         \
   X(error, MTLCommandBuffer, "error", Id, ())                                                                 \
+  X(gpu_start, MTLCommandBuffer, "GPUStartTime", Seconds, ())                                                 \
   X(gpu_end, MTLCommandBuffer, "GPUEndTime", Seconds, ())                                                     \
   X(set_pipeline, MTLComputeCommandEncoder, "setComputePipelineState:", void, (Id))                           \
   X(set_buffer, MTLComputeCommandEncoder, "setBuffer:offset:atIndex:", void, (Id, Unsigned, Unsigned))        \
   X(set_bytes, MTLComputeCommandEncoder, "setBytes:length:atIndex:", void, (const void*, Unsigned, Unsigned)) \
   X(dispatch, MTLComputeCommandEncoder, "dispatchThreadgroups:threadsPerThreadgroup:", void, (Size, Size))    \
-  X(end_encoding, MTLComputeCommandEncoder, "endEncoding", void, ())
+  X(end_encoding, MTLComputeCommandEncoder, "endEncoding", void, ())                                          \
+  X(copy_buffer, MTLBlitCommandEncoder, "copyFromBuffer:sourceOffset:toBuffer:destinationOffset:size:", void, \
+    (Id, Unsigned, Id, Unsigned, Unsigned)) /* offsets and size: multiples of 4 */                            \
+  X(end_copies, MTLBlitCommandEncoder, "endEncoding", void, ())
 
 // X(name here, name in Metal, value)
 #define LUTKERN_METAL_NUMBERS(X)                                    \

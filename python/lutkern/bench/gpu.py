@@ -2,7 +2,7 @@
 
 Calls go through all weights, more than the last-level cache holds, and are timed by events on the GPU. CUDA keeps them
 in a graph, so that what the processor needs for a launch does not count. Metal has none: they are queued one behind the
-other, and the processor counts only where it is slower than the GPU.
+other, and its events leave out the waits for the processor.
 """
 
 from __future__ import annotations
