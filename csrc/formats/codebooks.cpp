@@ -59,8 +59,8 @@ LK_TABLE_DEFINITION Codebook<uint64_t, 512> kIq2XsGrid = expand<uint64_t, 2>(kIq
 LK_TABLE_DEFINITION Codebook<uint64_t, 1024> kIq2SGrid = expand<uint64_t, 2>(kIq2SCodes, kIq2Values);
 LK_TABLE_DEFINITION Codebook<uint32_t, 256> kIq3XxsGrid = expand<uint32_t, 3>(kIq3XxsCodes, kIq3XxsValues);
 LK_TABLE_DEFINITION Codebook<uint32_t, 512> kIq3SGrid = expand<uint32_t, 3>(kIq3SCodes, kIq3SValues);
-LK_TABLE_DEFINITION int8_t kIq4Values[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
-LK_TABLE_DEFINITION int8_t kMxfp4Values[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
+LK_TABLE_DEFINITION int8_t kIq4Values[16] = LK_IQ4_VALUES;
+LK_TABLE_DEFINITION int8_t kMxfp4Values[16] = LK_MXFP4_VALUES;
 
 // What only vector instructions read
 #if !defined(__CUDACC__)

@@ -2,6 +2,13 @@
 #pragma once
 #include "port.h"
 
+#define LK_IQ4_VALUES {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113}
+#define LK_MXFP4_VALUES {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12}
+
+#if defined(__METAL_VERSION__)
+#include "codebook_codes.h"
+#else
+
 namespace lutkern {
 
 // 32 bytes before and after: a load of a whole vector that begins or ends at any row stays inside.
@@ -42,4 +49,18 @@ extern LK_TABLE int8_t kMxfp4Values[16];         // twice the e2m1 values
 
 #if defined(__CUDACC__)
 #include "codebooks.cpp"
+#endif
+
+namespace lutkern {
+
+// Row i of a codebook, weight j in byte j
+LK_FN uint64_t iq1_row(uint32_t i) { return kIq1Grid.row[i]; }
+LK_FN uint64_t iq2_xxs_row(uint32_t i) { return kIq2XxsGrid.row[i]; }
+LK_FN uint64_t iq2_xs_row(uint32_t i) { return kIq2XsGrid.row[i]; }
+LK_FN uint64_t iq2_s_row(uint32_t i) { return kIq2SGrid.row[i]; }
+LK_FN uint32_t iq3_xxs_row(uint32_t i) { return kIq3XxsGrid.row[i]; }
+LK_FN uint32_t iq3_s_row(uint32_t i) { return kIq3SGrid.row[i]; }
+
+}  // namespace lutkern
+
 #endif

@@ -80,7 +80,7 @@ def render_inc() -> str:
     for book in CODEBOOKS:
         rows = row_codes(book)
         lines += ["", f"// {describe(book, len(rows))}"]
-        lines.append(f"static constexpr uint16_t {book.c_name}[{len(rows)}] = {{")
+        lines.append(f"LK_CODES uint16_t {book.c_name}[{len(rows)}] = {{")
         line = "   "
         for number in rows.tolist():
             word = f" {number},"

@@ -25,13 +25,13 @@ LK_FN uint32_t high_bits(LK_BLOCK Iq1M& b, int i) { return (b.high[i / 2] >> (4 
 LK_FN uint32_t grid_index(LK_BLOCK Iq1M& b, int i) { return b.index[i] | (high_bits(b, i) & 7u) << 8; }
 
 LK_FN Codes8 codes8(LK_BLOCK Iq1M& b, int i) {
-  return apply_delta(kIq1Grid.row[grid_index(b, i)], (high_bits(b, i) & 8u) ? -1 : 1);
+  return apply_delta(iq1_row(grid_index(b, i)), (high_bits(b, i) & 8u) ? -1 : 1);
 }
 
 LK_FN float block_scale(LK_BLOCK Iq1M& b) {
-  uint32_t half = 0;
-  for (int k = 0; k < 4; ++k) half |= static_cast<uint32_t>(b.word[k][1] >> 4) << (4 * k);
-  return float_from_half(half);
+  uint32_t bits = 0;
+  for (int k = 0; k < 4; ++k) bits |= static_cast<uint32_t>(b.word[k][1] >> 4) << (4 * k);
+  return float_from_half(bits);
 }
 
 LK_FN float scale16(LK_BLOCK Iq1M& b, int g) {

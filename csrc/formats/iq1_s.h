@@ -25,7 +25,7 @@ LK_FN uint32_t grid_index(LK_BLOCK Iq1S& b, int i) {
 }
 
 LK_FN Codes8 codes8(LK_BLOCK Iq1S& b, int i) {
-  return apply_delta(kIq1Grid.row[grid_index(b, i)], (b.word[i / 4][1] & 0x80) ? -1 : 1);
+  return apply_delta(iq1_row(grid_index(b, i)), (b.word[i / 4][1] & 0x80) ? -1 : 1);
 }
 
 LK_FN float scale16(LK_BLOCK Iq1S& b, int g) {

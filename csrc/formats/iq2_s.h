@@ -24,7 +24,7 @@ static_assert(sizeof(Iq2S) == Iq2S::kBlockBytes, "iq2_s block");
 
 LK_FN uint32_t grid_index(LK_BLOCK Iq2S& b, int i) { return b.index[i] | ((b.high[i / 4] >> (2 * (i % 4))) & 3u) << 8; }
 
-LK_FN Codes8 codes8(LK_BLOCK Iq2S& b, int i) { return apply_signs(kIq2SGrid.row[grid_index(b, i)], b.sign[i]); }
+LK_FN Codes8 codes8(LK_BLOCK Iq2S& b, int i) { return apply_signs(iq2_s_row(grid_index(b, i)), b.sign[i]); }
 
 LK_FN float scale16(LK_BLOCK Iq2S& b, int g) {
   const uint32_t s = (b.scale[g / 2] >> (4 * (g % 2))) & 15u;

@@ -20,7 +20,7 @@ static_assert(sizeof(Iq2Xs) == Iq2Xs::kBlockBytes, "iq2_xs block");
 
 LK_FN Codes8 codes8(LK_BLOCK Iq2Xs& b, int i) {
   const uint32_t word = load_u16(b.word[i]);
-  return apply_signs(kIq2XsGrid.row[word & 511u], signs_from_parity(word >> 9));
+  return apply_signs(iq2_xs_row(word & 511u), signs_from_parity(word >> 9));
 }
 
 LK_FN float scale16(LK_BLOCK Iq2Xs& b, int g) {

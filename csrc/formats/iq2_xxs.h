@@ -23,7 +23,7 @@ static_assert(sizeof(Iq2Xxs) == Iq2Xxs::kBlockBytes, "iq2_xxs block");
 
 LK_FN Codes8 codes8(LK_BLOCK Iq2Xxs& b, int i) {
   const uint32_t seven = (load_u32(b.group[i / 4].word) >> (7 * (i % 4))) & 127u;
-  return apply_signs(kIq2XxsGrid.row[b.group[i / 4].index[i % 4]], signs_from_parity(seven));
+  return apply_signs(iq2_xxs_row(b.group[i / 4].index[i % 4]), signs_from_parity(seven));
 }
 
 LK_FN float scale16(LK_BLOCK Iq2Xxs& b, int g) {

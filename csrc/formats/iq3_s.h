@@ -27,8 +27,8 @@ LK_FN uint32_t grid_index(LK_BLOCK Iq3S& b, int k) {
 }
 
 LK_FN Codes8 codes8(LK_BLOCK Iq3S& b, int i) {
-  const uint64_t row =
-      kIq3SGrid.row[grid_index(b, 2 * i)] | static_cast<uint64_t>(kIq3SGrid.row[grid_index(b, 2 * i + 1)]) << 32;
+  const uint64_t row = iq3_s_row(grid_index(b, 2 * i)) | static_cast<uint64_t>(iq3_s_row(grid_index(b, 2 * i + 1)))
+                                                             << 32;
   return apply_signs(row, b.sign[i]);
 }
 

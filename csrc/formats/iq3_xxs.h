@@ -19,8 +19,8 @@ struct Iq3Xxs {
 static_assert(sizeof(Iq3Xxs) == Iq3Xxs::kBlockBytes, "iq3_xxs block");
 
 LK_FN Codes8 codes8(LK_BLOCK Iq3Xxs& b, int i) {
-  const uint64_t second = kIq3XxsGrid.row[b.index[2 * i + 1]];
-  const uint64_t row = kIq3XxsGrid.row[b.index[2 * i]] | second << 32;
+  const uint64_t second = iq3_xxs_row(b.index[2 * i + 1]);
+  const uint64_t row = iq3_xxs_row(b.index[2 * i]) | second << 32;
   const uint32_t seven = (load_u32(b.word[i / 4]) >> (7 * (i % 4))) & 127u;
   return apply_signs(row, signs_from_parity(seven));
 }

@@ -2,6 +2,7 @@
 //
 //   LK_FN      a decode helper: internal linkage, inlined, callable on the device
 //   LK_BLOCK   address space of a packed block that is passed by reference
+//   LK_CODES   linkage and address space of the generated data
 //   LK_TABLE   address space of a codebook
 //   LK_TABLE_DEFINITION   linkage and address space of its definition
 //
@@ -13,7 +14,7 @@
 using namespace metal;
 #define LK_FN static inline
 #define LK_BLOCK const device
-#define LK_TABLE constant
+#define LK_CODES static constant
 #else
 #include <stdint.h>
 #if defined(__CUDACC__)
@@ -26,6 +27,7 @@ using namespace metal;
 #define LK_TABLE_DEFINITION extern constexpr
 #endif
 #define LK_BLOCK const
+#define LK_CODES static constexpr
 #endif
 
 namespace lutkern {
@@ -49,11 +51,11 @@ LK_FN float float_from_bits(uint32_t bits) {
 }
 
 // IEEE half to single. Subnormals go through an integer conversion, so that a flush-to-zero mode cannot lose them.
-LK_FN float float_from_half(uint32_t half) {
-  const uint32_t sign = (half & 0x8000u) << 16;
-  const uint32_t magnitude = half & 0x7fffu;
+LK_FN float float_from_half(uint32_t bits) {
+  const uint32_t sign = (bits & 0x8000u) << 16;
+  const uint32_t magnitude = bits & 0x7fffu;
   if (magnitude < 0x0400u) {
-    const float value = static_cast<float>(magnitude) * 0x1p-24f;
+    const float value = static_cast<float>(magnitude) * 5.9604644775390625e-8f;
     return sign ? -value : value;
   }
   if (magnitude >= 0x7c00u) return float_from_bits(sign | 0x7f800000u | (magnitude << 13));
