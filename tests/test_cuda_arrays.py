@@ -406,7 +406,7 @@ BAD = {
     "to_device on the CPU": (
         lambda t: lutkern.to_device(X, "cpu"),
         ValueError,
-        "to_device: device is 'cpu', expected cuda or cuda:N",
+        "to_device: device is 'cpu', expected cuda, cuda:N, metal or metal:N",
     ),
 }
 

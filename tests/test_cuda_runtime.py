@@ -245,7 +245,7 @@ BAD = {
     "stream on the CPU": (
         lambda: lutkern.Stream("cpu"),
         ValueError,
-        "Stream: device is 'cpu', expected cuda or cuda:N",
+        "Stream: device is 'cpu', expected cuda, cuda:N, metal or metal:N",
     ),
     "event": (lambda: lutkern.Event("cuda:99"), RuntimeError, "Event: no device 'cuda:99', the last one is cuda:"),
     "record": (

@@ -149,8 +149,8 @@ def test_the_end_of_a_process(case):
 
 BAD = {
     "index": ("cuda:77", r"^to: no device 'cuda:77', the last one is cuda:\d+$"),
-    "kind": ("tpu", "^to: no device 'tpu', expected cpu, cuda or cuda:N$"),
-    "type": (0, "^to: no device 0, expected cpu, cuda or cuda:N$"),
+    "kind": ("tpu", "^to: no device 'tpu', expected cpu, cuda, cuda:N, metal or metal:N$"),
+    "type": (0, "^to: no device 0, expected cpu, cuda, cuda:N, metal or metal:N$"),
 }
 
 

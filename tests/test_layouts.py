@@ -326,7 +326,7 @@ BAD = {
     "device": (
         lambda: random_tensor(by_name("q8_0"), (16, 32), layout="tiles").to(device="tpu"),
         RuntimeError,
-        "to: no device 'tpu', expected cpu, cuda or cuda:N",
+        "to: no device 'tpu', expected cpu, cuda, cuda:N, metal or metal:N",
     ),
     "index of a matrix": (
         lambda: random_tensor(by_name("q8_0"), (16, 32), layout="tiles")[0],

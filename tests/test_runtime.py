@@ -204,8 +204,12 @@ def test_info_and_devices():
     info = json.loads(json.dumps(lutkern.info()))
     assert list(info["formats"]) == [f.name for f in lutkern.formats()]
     assert info["devices"]["cpu"]["available"]
-    assert not info["devices"]["metal"]["available"]
-    assert info["devices"]["metal"]["detail"] == "no kernels in this build"
+    for kind, number in (("cuda", 0x100), ("metal", 0x200)):
+        absent = lutkern._core.device_absent(number)
+        found = {name: device for name, device in info["devices"].items() if name.startswith(kind)}
+        assert next(iter(found)) == (f"{kind}:0" if absent is None else kind)
+        assert absent is None or found[kind] == {"available": False, "detail": absent}
+        assert info[kind]["absent"] == absent
     assert {d.name.partition(":")[0] for d in lutkern.devices()} == {"cpu", "cuda", "metal"}
     assert os.path.exists(lutkern.get_library())
     assert os.path.exists(os.path.join(lutkern.get_include(), "lutkern.h"))

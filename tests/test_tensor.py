@@ -193,7 +193,7 @@ BAD = {
     "device": (
         lambda: PackedTensor.from_blocks(Q80, "q8_0", (4, 32)).to(device="tpu"),
         RuntimeError,
-        "to: no device 'tpu', expected cpu, cuda or cuda:N",
+        "to: no device 'tpu', expected cpu, cuda, cuda:N, metal or metal:N",
     ),
     "out": (
         lambda: lutkern.dequantize(PackedTensor.from_blocks(Q80, "q8_0", (4, 32)), out=np.zeros((4, 33), np.float32)),

@@ -137,10 +137,11 @@ py::object lend(const std::shared_ptr<DeviceMemory>& memory, const std::vector<i
     lent->strides[i] = step;
     step *= shape[i];
   }
-  const int32_t index = memory->device() - LUTKERN_CUDA;
+  const bool cuda = memory->device() < LUTKERN_METAL;  // memory of Metal is that of the CPU
+  const int32_t index = cuda ? memory->device() - LUTKERN_CUDA : 0;
   const int32_t ndim = static_cast<int32_t>(shape.size());
-  lent->managed.tensor =
-      DlTensor{memory->data(), kCuda, index, ndim, code, bits, 1, lent->shape.data(), lent->strides.data(), 0};
+  lent->managed.tensor = DlTensor{memory->data(),     cuda ? kCuda : kCpu,  index, ndim, code, bits, 1,
+                                  lent->shape.data(), lent->strides.data(), 0};
   lent->managed.context = lent;
   lent->managed.deleter = [](Managed* self) { delete static_cast<Lent<Managed>*>(self->context); };
   PyObject* capsule = PyCapsule_New(&lent->managed, name, [](PyObject* p) {

@@ -52,6 +52,8 @@ inline void* stream_of(uintptr_t handle) { return reinterpret_cast<void*>(handle
 class DeviceMemory {
  public:
   DeviceMemory(int32_t device, size_t nbytes, uintptr_t stream);
+  // Memory of the CPU, which must outlive this, as memory of a device
+  DeviceMemory(int32_t device, const void* data, size_t nbytes);
   ~DeviceMemory();
   DeviceMemory(const DeviceMemory&) = delete;
   DeviceMemory& operator=(const DeviceMemory&) = delete;
@@ -83,6 +85,8 @@ class Tensor {
          std::shared_ptr<DeviceMemory> memory);
 
   Tensor expert(int64_t e) const;
+  // The bytes of a weight of the CPU as a weight of a device, without a copy
+  Tensor wrapped(int32_t device) const;
 
   const lutkern_tensor& view() const { return view_; }
   const lutkern_tensor& use_on(uintptr_t stream) const {
@@ -92,7 +96,7 @@ class Tensor {
 
  private:
   std::shared_ptr<py::buffer_info> buffer_;
-  std::shared_ptr<DeviceMemory> memory_;
+  std::shared_ptr<DeviceMemory> memory_;  // goes first: it may be the memory of buffer_
   lutkern_tensor view_{};
 };
 

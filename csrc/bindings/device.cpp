@@ -72,6 +72,12 @@ DeviceMemory::DeviceMemory(int32_t device, size_t nbytes, uintptr_t stream)
   check(lutkern_device_alloc(device, nbytes, stream_of(stream), &data_));
 }
 
+// When it goes back, no stream may still read it: the memory is not ours to keep.
+DeviceMemory::DeviceMemory(int32_t device, const void* data, size_t nbytes)
+    : device_(device), process_(getpid()), nbytes_(nbytes), stream_(0), elsewhere_(true) {
+  check(lutkern_device_wrap(device, data, nbytes, &data_));
+}
+
 // The memory goes back in the order of its stream, behind everything that was queued there. What other streams still do
 // with it is not known by then: where there was such work, the device is waited for.
 DeviceMemory::~DeviceMemory() {

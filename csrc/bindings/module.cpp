@@ -32,6 +32,14 @@ Tensor Tensor::expert(int64_t e) const {
   return out;
 }
 
+Tensor Tensor::wrapped(int32_t device) const {
+  Tensor out(*this);
+  out.memory_ = std::make_shared<DeviceMemory>(device, view_.data, view_.nbytes);
+  check(lutkern_device_tensor_init(&out.view_, device, view_.ggml_type, static_cast<lutkern_layout>(view_.layout),
+                                   view_.experts, view_.rows, view_.cols, out.memory_->data(), view_.nbytes));
+  return out;
+}
+
 namespace {
 
 // One or two dimensions of numbers; the caller has made the inner one contiguous. dtype: lutkern_dtype.
@@ -151,6 +159,7 @@ PYBIND11_MODULE(_core, m) {
       .def(py::init<int32_t, int32_t, int64_t, int64_t, int64_t, const py::buffer&>())
       .def(py::init<int32_t, int32_t, int64_t, int64_t, int64_t, std::shared_ptr<DeviceMemory>>())
       .def("expert", &Tensor::expert)
+      .def("wrapped", &Tensor::wrapped)
       .def_property_readonly("nbytes", [](const Tensor& t) { return t.view().nbytes; })
       .def_property_readonly("device", [](const Tensor& t) { return t.view().device; })
       .def_property_readonly("address", [](const Tensor& t) { return reinterpret_cast<uintptr_t>(t.view().data); });

@@ -1,7 +1,7 @@
 """What comes in as an array, and where results go.
 
-Arrays enter through NumPy, DLPack (torch, JAX, MLX on the CPU) or the buffer protocol, as float32, float16 or bfloat16.
-They are read in place if the numbers of a row lie side by side; any other arrangement is copied first.
+Arrays enter through NumPy, DLPack (torch, JAX on the CPU) or the buffer protocol (MLX), as float32, float16 or
+bfloat16. They are read in place if the numbers of a row lie side by side; any other arrangement is copied first.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from . import _core
+from .places import DL_METAL
 
 _F32, _F16, _BF16 = 0, 1, 2  # lutkern_dtype
 _EXPECTED = "expected float32, float16 or bfloat16"
@@ -33,6 +34,8 @@ class _Bfloat16Bits(np.ndarray[Any, Any]):
 
 def _from_dlpack(operation: str, name: str, x: Any) -> npt.NDArray[Any]:
     device = x.__dlpack_device__()[0]
+    if device == DL_METAL:
+        return _from_metal(operation, name, x)
     if device not in _CPU_DEVICES:
         raise RuntimeError(f"{operation}: {name} is on DLPack device {int(device)}, expected the CPU")
     try:
@@ -43,6 +46,23 @@ def _from_dlpack(operation: str, name: str, x: Any) -> npt.NDArray[Any]:
     except (BufferError, RuntimeError) as error:
         # The other library does not hand it out (gradients, read-only memory), or NumPy has no such element type.
         raise TypeError(f"{operation}: {name} cannot be read through DLPack: {error}") from error
+
+
+def _from_metal(operation: str, name: str, x: Any) -> npt.NDArray[Any]:
+    """Return an array that another library keeps on Metal: the CPU sees that memory, and MLX lends it as a buffer.
+
+    DLPack would hand out the object of its driver, which is no address.
+    """
+    try:
+        if "bfloat16" in str(getattr(x, "dtype", "")):  # no buffer has a letter for it
+            bits: npt.NDArray[np.uint16] = np.frombuffer(x, np.uint16).reshape(x.shape)
+            return bits.view(_Bfloat16Bits)
+        return np.asarray(memoryview(x))
+    except (TypeError, ValueError, BufferError, RuntimeError):
+        library = type(x).__module__.partition(".")[0]
+        raise RuntimeError(
+            f"{operation}: {name} is an array of {library} on Metal, expected one on the CPU, as its cpu() gives it"
+        ) from None
 
 
 def _read(operation: str, name: str, x: Any) -> npt.NDArray[Any]:

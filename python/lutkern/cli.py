@@ -114,6 +114,9 @@ def _info(options: argparse.Namespace) -> int:
     cuda = found["cuda"]
     image = f"for {cuda['built_for']}, {cuda['image_bytes']} bytes" if cuda["built_for"] else "not in this build"
     print(f"CUDA driver: {cuda['driver'] or 'none'}; CUDA kernels: {image}")
+    metal = found["metal"]
+    text = f"{metal['language']}, {metal['text_bytes']} bytes of text" if metal["language"] else "not in this build"
+    print(f"Metal system: {metal['system'] or 'none'}; Metal kernels: {text}")
     print(f"library: {found['library']}\ninclude: {found['include']}\n")
     kernels = next(iter(found["formats"].values()))["kernels"]
     columns = [(layout, operation) for layout, operations in kernels.items() for operation in operations]
@@ -123,11 +126,13 @@ def _info(options: argparse.Namespace) -> int:
     ]
     print("rows of kernels that would run, for each layout and operation:")
     print(table(("format", "bits", *(f"{layout} {operation}" for layout, operation in columns)), rows, " r"))
-    if cuda["kernels"]:
+    for kind in (cuda, metal):
+        if not kind["kernels"]:
+            continue
         gpu_rows = [
-            (name, *(kernels[layout][op] or "-" for layout, op in columns)) for name, kernels in cuda["kernels"].items()
+            (name, *(kernels[layout][op] or "-" for layout, op in columns)) for name, kernels in kind["kernels"].items()
         ]
-        print(f"\nkernels that would run on {cuda['devices'][0]['name']}:")
+        print(f"\nkernels that would run on {kind['devices'][0]['name']}:")
         print(table(("format", *(f"{layout} {operation}" for layout, operation in columns)), gpu_rows))
     return 0
 

@@ -10,8 +10,8 @@ import numpy.typing as npt
 
 from . import _core
 from .arrays import as_array, bfloat16_view, float_input
-from .places import CUDA, device_name
-from .streams import gpu_number, stream_handle
+from .places import CUDA, DL_CPU, DL_CUDA, METAL, device_name, gpu_number, kind_of
+from .streams import stream_handle
 
 # name: DLPack's type code, bits, the NumPy type that holds the same bits
 _TYPES: dict[str, tuple[int, int, Any]] = {
@@ -21,7 +21,6 @@ _TYPES: dict[str, tuple[int, int, Any]] = {
     "int32": (0, 32, np.int32),
 }
 _NAMES = ("float32", "float16", "bfloat16")  # by lutkern_dtype
-_DL_CPU, _DL_CUDA = 1, 2
 
 
 class DeviceArray:
@@ -29,6 +28,10 @@ class DeviceArray:
 
     Made by the operations, and by `lutkern.to_device`. The work that fills it is queued: `numpy` waits for it, and the
     stream of whoever takes it by DLPack does.
+
+    On Metal the memory is that of the CPU too, and DLPack says so: ``np.from_dlpack(y)``, ``torch.from_dlpack(y)`` wait
+    for the work and see the same memory, and operations on the CPU read it like any array. What is queued later with
+    ``out=y`` changes it under their eyes: `lutkern.synchronize` waits for that.
     """
 
     __slots__ = ("__weakref__", "_dtype", "_kept", "_memory", "_shape")
@@ -69,7 +72,7 @@ class DeviceArray:
 
     @property
     def device(self) -> str:
-        """Where it is: ``"cuda:0"``."""
+        """Where it is: ``"cuda:0"``, ``"metal:0"``."""
         return device_name(self._memory.device)
 
     @property
@@ -78,11 +81,18 @@ class DeviceArray:
         return math.prod(self._shape) * _TYPES[self._dtype][1] // 8
 
     @property
+    def _lutkern_device(self) -> int:
+        return self._memory.device
+
+    @property
     def _lutkern_stream(self) -> int:
         return self._memory.stream
 
     def numpy(self) -> npt.NDArray[Any]:
-        """Wait for the work and return a copy on the CPU; bfloat16 of ml_dtypes, or without it as its bits, uint16."""
+        """Wait for the work and return a copy on the CPU; bfloat16 of ml_dtypes, or without it as its bits, uint16.
+
+        It is a copy on Metal too: later work may write there again. ``np.from_dlpack(y)`` is a view there.
+        """
         out = np.empty(self._shape, _TYPES[self._dtype][2])
         if out.size:
             _core.copy_out(out, self._memory.address, self._memory.device, self._memory.stream)
@@ -98,34 +108,53 @@ class DeviceArray:
     ) -> Any:
         """Lend the array to another library; work on its `stream` waits for the work that fills the array.
 
+        An array on Metal is lent as one of the CPU, when the work is done: no library takes the addresses of another
+        one on Metal, and all read the memory of the CPU.
+
         Raises
         ------
         ValueError
-            If `stream` is 0, which does not say which stream is meant.
+            If `stream` is 0, which does not say which stream is meant, or is given for the memory of the CPU.
         BufferError
             If it is wanted on another device, without a copy.
         """
         if dl_device is not None and tuple(dl_device) != self.__dlpack_device__():
             return self._lend_elsewhere(dl_device, max_version, copy)
+        memory = self._for_the_cpu(stream, bool(copy)) if self._on_metal else self._for_stream(stream, bool(copy))
+        code, bits, _ = _TYPES[self._dtype]
+        return _core.lend(memory, list(self._shape), code, bits, max_version is not None and max_version[0] >= 1)
+
+    @property
+    def _on_metal(self) -> bool:
+        return kind_of(self._memory.device) == METAL
+
+    def _for_the_cpu(self, stream: int | None, copy: bool) -> _core.DeviceMemory:
+        if stream is not None:
+            raise ValueError(f"__dlpack__: stream is {stream}, expected None for memory that the CPU reads")
+        memory = self._copied() if copy else self._memory
+        _core.synchronize(memory.device, memory.stream)
+        return memory
+
+    def _for_stream(self, stream: int | None, copy: bool) -> _core.DeviceMemory:
         if stream == 0:
             raise ValueError("__dlpack__: stream is 0, expected 1 for the default stream, 2 for that of the thread")
         consumer = stream_handle("__dlpack__", 1 if stream is None else max(stream, 1), self._memory.device)
-        memory = self._memory
-        if copy:
-            memory = _core.DeviceMemory(memory.device, memory.nbytes, memory.stream)
-            _core.copy_there(
-                memory.address, memory.device, self._memory.address, memory.device, self.nbytes, memory.stream
-            )
+        memory = self._copied() if copy else self._memory
         if stream != -1:  # the consumer orders the work itself
             _wait(memory, consumer)
         memory.use_on(consumer if stream != -1 else _UNKNOWN_STREAM)
-        code, bits, _ = _TYPES[self._dtype]
-        return _core.lend(memory, list(self._shape), code, bits, max_version is not None and max_version[0] >= 1)
+        return memory
+
+    def _copied(self) -> _core.DeviceMemory:
+        own = self._memory
+        memory = _core.DeviceMemory(own.device, own.nbytes, own.stream)
+        _core.copy_there(memory.address, memory.device, own.address, own.device, self.nbytes, own.stream)
+        return memory
 
     def _lend_elsewhere(
         self, dl_device: tuple[int, int], max_version: tuple[int, int] | None, copy: bool | None
     ) -> Any:
-        if tuple(dl_device) != (_DL_CPU, 0) or copy is False:
+        if tuple(dl_device) != (DL_CPU, 0) or copy is False:
             wanted = ", ".join(str(int(part)) for part in dl_device)
             raise BufferError(
                 f"__dlpack__: the array is on {self.device}, wanted on DLPack device ({wanted}) without a copy"
@@ -134,8 +163,8 @@ class DeviceArray:
         return here.__dlpack__() if max_version is None else here.__dlpack__(max_version=max_version)
 
     def __dlpack_device__(self) -> tuple[int, int]:
-        """Return DLPack's number of the device."""
-        return (_DL_CUDA, self._memory.device - CUDA)
+        """Return DLPack's number of the device: on Metal that of the CPU."""
+        return (DL_CPU, 0) if self._on_metal else (DL_CUDA, self._memory.device - CUDA)
 
     def __len__(self) -> int:
         if not self._shape:
@@ -163,7 +192,7 @@ def to_device(x: Any, device: str = "cuda", *, stream: Any = None) -> DeviceArra
     x
         float32, float16, bfloat16, or integers that fit into int32; any array with DLPack or the buffer protocol.
     device
-        ``"cuda"`` or ``"cuda:N"``.
+        ``"cuda"``, ``"cuda:N"``, ``"metal"`` or ``"metal:N"``.
     stream
         The stream that orders the work on the array, by default the default stream.
 

@@ -1,4 +1,4 @@
-"""Where weights and arrays lie: ``"cpu"``, ``"cuda"`` (the first GPU), ``"cuda:1"``, and their numbers in the C API."""
+"""Where weights and arrays lie: ``"cpu"``, ``"cuda"`` (the first GPU), ``"cuda:1"``, ``"metal"``, as in the C API."""
 
 from __future__ import annotations
 
@@ -12,8 +12,13 @@ from . import _core
 
 CPU = 0  # lutkern_device_kind
 CUDA = 0x100
-_DL_CUDA = 2  # kDLCUDA
-_CUDA_NAME = re.compile(r"cuda(?::(\d{1,3}))?")
+METAL = 0x200
+GPUS = {"cuda": CUDA, "metal": METAL}  # kinds by name
+_KIND = 0xFF00  # bits of the kind in the number of a device
+_NAME = re.compile(rf"({'|'.join(GPUS)})(?::(\d{{1,3}}))?")
+_EXPECTED = "cuda, cuda:N, metal or metal:N"
+
+DL_CPU, DL_CUDA, DL_METAL = 1, 2, 8  # DLPack's numbers of devices
 
 
 def device_number(operation: str, name: Any) -> int:
@@ -24,31 +29,56 @@ def device_number(operation: str, name: Any) -> int:
     RuntimeError
         If there is no such device; the text says why.
     """
-    if name == "cpu":
+    if isinstance(name, str) and name == "cpu":
         return CPU
-    found = _CUDA_NAME.fullmatch(name) if isinstance(name, str) else None
+    found = _NAME.fullmatch(name) if isinstance(name, str) else None
     if found is None:
-        raise RuntimeError(f"{operation}: no device {name!r}, expected cpu, cuda or cuda:N")
-    absent = _core.device_absent(CUDA)
+        raise RuntimeError(f"{operation}: no device {name!r}, expected cpu, {_EXPECTED}")
+    kind = GPUS[found[1]]
+    absent = _core.device_absent(kind)
     if absent is not None:
         raise RuntimeError(f"{operation}: no device {name!r}: {absent}")
-    index, count = int(found[1] or 0), _core.device_count(CUDA)
+    index, count = int(found[2] or 0), _core.device_count(kind)
     if index >= count:
-        raise RuntimeError(f"{operation}: no device {name!r}, the last one is cuda:{count - 1}")
-    return CUDA + index
+        raise RuntimeError(f"{operation}: no device {name!r}, the last one is {device_name(kind + count - 1)}")
+    return kind + index
+
+
+def gpu_number(operation: str, device: str) -> int:
+    """Return the number of a GPU; RuntimeError if it is not there, ValueError for the CPU."""
+    number = device_number(operation, device)
+    if number == CPU:
+        raise ValueError(f"{operation}: device is {device!r}, expected {_EXPECTED}")
+    return number
 
 
 def device_name(number: int) -> str:
-    """Return the name of a device: ``"cpu"`` or ``"cuda:0"``."""
-    return "cpu" if number == CPU else f"cuda:{number - CUDA}"
+    """Return the name of a device: ``"cpu"``, ``"cuda:0"`` or ``"metal:0"``."""
+    if number == CPU:
+        return "cpu"
+    kind = kind_of(number)
+    return f"{next(name for name, known in GPUS.items() if known == kind)}:{number - kind}"
+
+
+def kind_of(number: int) -> int:
+    """Return what a device is: `CPU`, `CUDA` or `METAL`."""
+    return number & _KIND
 
 
 def place_of(x: Any) -> int:
-    """Return the device on which the numbers of `x` lie; whatever is not known to be elsewhere is on the CPU."""
-    if isinstance(x, np.ndarray) or not hasattr(x, "__dlpack_device__"):
+    """Return the device on which the numbers of `x` lie; whatever is not known to be elsewhere is on the CPU.
+
+    Of the arrays on Metal only those of this library are there: those of others are read as arrays of the CPU.
+    """
+    if isinstance(x, np.ndarray):
+        return CPU
+    own = getattr(x, "_lutkern_device", None)
+    if own is not None:
+        return int(own)
+    if not hasattr(x, "__dlpack_device__"):
         return CPU
     kind, index = x.__dlpack_device__()
-    return CUDA + int(index) if int(kind) == _DL_CUDA else CPU
+    return CUDA + int(index) if int(kind) == DL_CUDA else CPU
 
 
 def library_of(x: Any) -> str:

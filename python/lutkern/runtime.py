@@ -12,7 +12,7 @@ import numpy as np
 from . import _core
 from .arrays import whole_number
 from .formats import Format, find_format, formats
-from .places import CUDA, device_name, device_number
+from .places import CUDA, GPUS, METAL, device_name, device_number, kind_of
 from .tensor import LAYOUTS
 
 _OPERATIONS = {"dequantize": 0, "matvec": 1, "matmul": 2, "moe": 3, "pack": 4}  # lutkern_operation
@@ -28,9 +28,11 @@ class Device:
     Attributes
     ----------
     name
-        ``"cpu"``, ``"cuda:0"``; of a kind that is not there, ``"cuda"``.
-    memory_bytes, free_bytes, cache_bytes, processors, capability
-        Of a GPU: its memory, its last-level cache, streaming multiprocessors, (major, minor).
+        ``"cpu"``, ``"cuda:0"``, ``"metal:0"``; of a kind that is not there, ``"cuda"`` or ``"metal"``.
+    memory_bytes, free_bytes
+        Of a GPU: its memory; on Metal what it may use of the memory that it shares with the CPU.
+    cache_bytes, processors, capability
+        Of a CUDA device: its last-level cache, streaming multiprocessors, (major, minor).
     """
 
     name: str
@@ -70,14 +72,15 @@ def use_isa(name: str | None) -> None:
 def devices() -> tuple[Device, ...]:
     """Return where operations can run, and why the others cannot."""
     cpu = Device("cpu", True, f"{platform.machine()}, kernels {_core.current_isa()}, {num_threads()} threads")
-    return (cpu, *_gpus(), Device("metal", False, "no kernels in this build"))
+    return (cpu, *(gpu for name in GPUS for gpu in _gpus(name)))
 
 
-def _gpus() -> tuple[Device, ...]:
-    absent = _core.device_absent(CUDA)
+def _gpus(name: str) -> tuple[Device, ...]:
+    kind = GPUS[name]
+    absent = _core.device_absent(kind)
     if absent is not None:
-        return (Device("cuda", False, absent),)
-    return tuple(_gpu(CUDA + i) for i in range(_core.device_count(CUDA)))
+        return (Device(name, False, absent),)
+    return tuple(_gpu(kind + i) for i in range(_core.device_count(kind)))
 
 
 def _gpu(number: int) -> Device:
@@ -85,6 +88,9 @@ def _gpu(number: int) -> Device:
         title, memory, free, cache, processors, capability = _core.device_info(number)
     except RuntimeError as error:  # this one of several cannot be opened
         return Device(device_name(number), False, str(error))
+    if kind_of(number) == METAL:
+        detail = f"{title}, {memory / 2**30:.1f} GiB"
+        return Device(device_name(number), True, detail, memory, free)
     major, minor = divmod(capability, 10)
     detail = f"{title}, capability {major}.{minor}, {memory / 2**30:.1f} GiB, {processors} processors"
     return Device(device_name(number), True, detail, memory, free, cache, processors, (major, minor))
@@ -125,7 +131,7 @@ def supports(
     op
         ``"dequantize"``, ``"matvec"``, ``"matmul"``, ``"moe"`` or ``"pack"``.
     device
-        ``"cpu"``, ``"cuda"``, ``"cuda:N"`` or ``"metal"``.
+        ``"cpu"``, ``"cuda"``, ``"cuda:N"``, ``"metal"`` or ``"metal:N"``.
     layout
         ``"tiles"`` or ``"blocks"``.
     tokens
@@ -140,21 +146,21 @@ def supports(
     fmt = find_format(fmt)
     if not isinstance(op, str) or op not in _OPERATIONS:
         raise ValueError(f"supports: unknown operation {op!r}, expected one of: {', '.join(_OPERATIONS)}")
-    known = ["cpu", "cuda", "metal"]
+    known = ["cpu", *GPUS]
     if device not in known:
-        known += [device_name(CUDA + i) for i in range(_core.device_count(CUDA))]
+        known += [device_name(kind + i) for kind in GPUS.values() for i in range(_core.device_count(kind))]
     if device not in known:
         raise ValueError(f"supports: unknown device {device!r}, expected one of: {', '.join(known)}")
     if not isinstance(layout, str) or layout not in LAYOUTS:
         raise ValueError(f"supports: unknown layout {layout!r}, expected one of: {', '.join(LAYOUTS)}")
     count = (16 if op == "matmul" else 1) if tokens is None else whole_number("supports", "tokens", tokens, _MAX_TOKENS)
-    if device.startswith("cuda"):
-        if _core.device_absent(CUDA) is not None or op == "pack":
+    if device != "cpu":
+        if _core.device_absent(GPUS[device.partition(":")[0]]) is not None or op == "pack":
             return None
         return _core.device_kernel(
             device_number("supports", device), fmt.ggml_type, _OPERATIONS[op], LAYOUTS[layout], count
         )
-    isa = _core.kernel_isa(fmt.ggml_type, _OPERATIONS[op], LAYOUTS[layout]) if device == "cpu" else None
+    isa = _core.kernel_isa(fmt.ggml_type, _OPERATIONS[op], LAYOUTS[layout])
     if isa is None:
         return None
     return f"{_VERBS[op]}_{fmt}_{isa}" if op in ("dequantize", "pack") else f"{_VERBS[op]}_{fmt}_{layout}_{isa}"
@@ -176,6 +182,7 @@ def info() -> dict[str, Any]:
         "isas": {name: supported for name, supported in _core.isas()},
         "threads": num_threads(),
         "cuda": _cuda_info(),
+        "metal": _metal_info(),
         "devices": {d.name: {"available": d.available, "detail": d.detail} for d in devices()},
         "library": get_library(),
         "include": get_include(),
@@ -193,15 +200,7 @@ def _cuda_info() -> dict[str, Any]:
     """Return the driver, the kernels of this build and the devices."""
     made_for, image_bytes = _core.device_image(CUDA)
     version = _core.driver_version(CUDA)
-    kernels: dict[str, Any] = {}
-    gpus = [d for d in _gpus() if d.available]
-    if gpus:
-        kernels = {
-            fmt.name: {
-                layout: {op: supports(fmt, op, gpus[0].name, layout=layout) for op in _OPERATIONS} for layout in LAYOUTS
-            }
-            for fmt in formats()
-        }
+    gpus = [d for d in _gpus("cuda") if d.available]
     return {
         "driver": f"{version // 1000}.{version % 1000 // 10}" if version else None,
         "absent": _core.device_absent(CUDA),
@@ -209,7 +208,35 @@ def _cuda_info() -> dict[str, Any]:
         "image_bytes": image_bytes,
         # What JSON holds, and the same at each call
         "devices": [{**asdict(d), "capability": list(d.capability or ()), "free_bytes": None} for d in gpus],
-        "kernels": kernels,
+        "kernels": _kernels(gpus),
+    }
+
+
+def _metal_info() -> dict[str, Any]:
+    """Return the system, the kernels of this build, which are text, and the devices."""
+    language, text_bytes = _core.device_image(METAL)
+    version = _core.driver_version(METAL)
+    gpus = [d for d in _gpus("metal") if d.available]
+    return {
+        "system": f"macOS {version // 1000}.{version % 1000 // 10}" if version else None,
+        "absent": _core.device_absent(METAL),
+        "language": language,
+        "text_bytes": text_bytes,
+        "devices": [
+            {"name": d.name, "available": True, "detail": d.detail, "memory_bytes": d.memory_bytes} for d in gpus
+        ],
+        "kernels": _kernels(gpus),
+    }
+
+
+def _kernels(gpus: list[Device]) -> dict[str, Any]:
+    """Return the kernels that would run on the first GPU, by format, layout and operation."""
+    if not gpus:
+        return {}
+    name = gpus[0].name
+    return {
+        fmt.name: {layout: {op: supports(fmt, op, name, layout=layout) for op in _OPERATIONS} for layout in LAYOUTS}
+        for fmt in formats()
     }
 
 

@@ -1,6 +1,7 @@
 """Streams of a GPU: work that is queued, kept in graphs, timed.
 
-The handle of a stream is a number, the ``CUstream`` of the driver; 0 and 1 are the default stream.
+The handle of a stream is a number; 0 and 1 are the default stream. Of CUDA it is the ``CUstream`` of the driver. On
+Metal a stream is a command queue of our own, and graphs do not exist.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 
 from . import _core
-from .places import CUDA, current_stream, device_name, device_number, library_of
+from .places import CUDA, current_stream, device_name, gpu_number, kind_of, library_of
 
 
 class Stream:
@@ -20,7 +21,7 @@ class Stream:
     Parameters
     ----------
     device
-        ``"cuda"`` or ``"cuda:N"``.
+        ``"cuda"``, ``"cuda:N"``, ``"metal"`` or ``"metal:N"``.
 
     Raises
     ------
@@ -40,7 +41,7 @@ class Stream:
 
     @property
     def handle(self) -> int:
-        """The ``CUstream``, for other libraries: ``torch.cuda.ExternalStream(stream.handle)``."""
+        """Of CUDA the ``CUstream``, for other libraries: ``torch.cuda.ExternalStream(stream.handle)``."""
         return self._native.address
 
     def synchronize(self) -> None:
@@ -70,7 +71,10 @@ class Event:
         self._native.record(stream_handle("record", stream, self._native.device))
 
     def elapsed(self, later: Event) -> float:
-        """Return the milliseconds from this moment to a later one, and wait for that one."""
+        """Return the milliseconds from this moment to a later one of the same device, and wait for that one."""
+        here, there = self._native.device, later._native.device
+        if here != there:
+            raise ValueError(f"elapsed: the later event is on {device_name(there)}, this one is on {device_name(here)}")
         return _core.elapsed(self._native, later._native)
 
 
@@ -106,7 +110,7 @@ _capturing: dict[int, Graph] = {}  # handle of a stream -> the graph that keeps 
 
 @contextmanager
 def capture(stream: Stream) -> Iterator[Graph]:
-    """Keep the work that the block queues on `stream` in a graph, instead of running it.
+    """Keep the work that the block queues on `stream`, of CUDA, in a graph, instead of running it.
 
     Operations in the block take ``stream=stream``, arrays on the device and ``out=``: every launch reads and writes the
     same places.
@@ -119,11 +123,15 @@ def capture(stream: Stream) -> Iterator[Graph]:
     ------
     TypeError
         If `stream` is no `Stream`.
+    ValueError
+        If it is on a device without graphs.
     RuntimeError
         If the driver cannot keep the work.
     """
     if not isinstance(stream, Stream):
         raise TypeError(f"capture: stream is {type(stream).__name__}, expected a lutkern.Stream")
+    if kind_of(stream._native.device) != CUDA:
+        raise ValueError(f"capture: stream is on {stream.device}, expected one on cuda: graphs exist there only")
     device, handle = stream._native.device, stream.handle
     graph = Graph(stream)
     _core.graph_begin(device, handle)
@@ -154,16 +162,10 @@ def synchronize(device: str = "cuda") -> None:
     _core.synchronize(gpu_number("synchronize", device), _core.all_streams)
 
 
-def gpu_number(operation: str, device: str) -> int:
-    """Return the number of a GPU; RuntimeError if it is not there, ValueError for the CPU."""
-    number = device_number(operation, device)
-    if number < CUDA:
-        raise ValueError(f"{operation}: device is {device!r}, expected cuda or cuda:N")
-    return number
-
-
 def stream_handle(operation: str, stream: Any, device: int) -> int:
     """Return the handle of a stream that a caller gave: a number, or a stream of lutkern, torch or CuPy; 0 for None.
+
+    Streams of torch and CuPy are those of CUDA.
 
     Raises
     ------
@@ -178,14 +180,13 @@ def stream_handle(operation: str, stream: Any, device: int) -> int:
         if stream._native.device != device:
             raise ValueError(f"{operation}: stream is on {stream.device}, the weight is on {device_name(device)}")
         return stream.handle
-    handle = getattr(stream, "cuda_stream", getattr(stream, "ptr", stream))
+    cuda = kind_of(device) == CUDA
+    handle = getattr(stream, "cuda_stream", getattr(stream, "ptr", stream)) if cuda else stream
     try:
         number = operator.index(handle)
     except TypeError:
-        kind = type(stream).__name__
-        raise TypeError(
-            f"{operation}: stream is {kind}, expected a number, or a stream of lutkern, torch or CuPy"
-        ) from None
+        kind, of = type(stream).__name__, "lutkern, torch or CuPy" if cuda else "lutkern"
+        raise TypeError(f"{operation}: stream is {kind}, expected a number, or a stream of {of}") from None
     if number < 0:
         raise ValueError(f"{operation}: stream is {number}, expected the handle of a stream")
     return number
@@ -214,7 +215,7 @@ def stream_of(array: Any, device: int) -> int | None:
     own = getattr(array, "_lutkern_stream", None)
     if own is not None:
         return int(own)
-    library = library_of(array)
+    library = library_of(array) if kind_of(device) == CUDA else ""
     return current_stream(library, device) if library else None
 
 

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from . import _core
 from .formats import Format, find_format
 from .memory import aligned_bytes
-from .places import CPU, device_name, device_number
+from .places import CPU, METAL, device_name, device_number, kind_of
 
 LAYOUTS = {"blocks": 0, "tiles": 1}  # lutkern_layout
 _MAX_WEIGHTS = 1 << 46  # of a tensor of the library
@@ -32,9 +32,8 @@ class PackedTensor:
     _format: Format
     _shape: tuple[int, ...]
     _layout: str
-    _data: (
-        npt.NDArray[np.uint8] | None
-    )  # blocks: (..., rows, row_bytes); tiles: (..., bytes of a matrix); None on a device
+    # blocks: (..., rows, row_bytes); tiles: (..., bytes of a matrix); None on a device that does not share them
+    _data: npt.NDArray[np.uint8] | None
     _handle: _core.Tensor
 
     def __init__(self) -> None:
@@ -144,19 +143,23 @@ class PackedTensor:
 
     @property
     def device(self) -> str:
-        """Where the bytes are: ``"cpu"`` or ``"cuda:0"``."""
+        """Where the bytes are: ``"cpu"``, ``"cuda:0"`` or ``"metal:0"``."""
         return device_name(self._handle.device)
 
     def blocks(self) -> npt.NDArray[np.uint8]:
-        """Return the GGUF bytes: uint8, shape (..., rows, row_bytes), read-only, a view where they lie on the CPU."""
+        """Return the GGUF bytes: uint8, shape (..., rows, row_bytes), read-only; a view of blocks of the CPU."""
         if self._data is not None and self._layout == "blocks":
             return _read_only(self._data)
         out = np.empty((*self.shape[:-1], self.format.row_bytes(self.shape[-1])), np.uint8)
-        if self._data is None:
-            _core.download(self._handle, LAYOUTS["blocks"], out, 0)
-        else:
-            _core.repack(self._handle, LAYOUTS["blocks"], out)
+        self._write("blocks", out)
         return _read_only(out)
+
+    def _write(self, layout: str, out: npt.NDArray[np.uint8]) -> None:
+        """Fill `out` with the bytes of a layout of the CPU."""
+        if self._handle.device == CPU:
+            _core.repack(self._handle, LAYOUTS[layout], out)
+        else:
+            _core.download(self._handle, LAYOUTS[layout], out, 0)
 
     def tiles(self) -> npt.NDArray[np.uint8]:
         """Return the bytes of the CPU's tiles: uint8, shape (..., bytes of a matrix), read-only; a view if they are."""
@@ -172,12 +175,16 @@ class PackedTensor:
         of 16). On a GPU the formats iq1_s to iq3_s have tiles, of the bytes of blocks (rows are padded to a multiple of
         32); the others stay in blocks. Nothing is lost on the way: `blocks` gives the GGUF bytes of every layout.
 
+        Blocks of the CPU become blocks on Metal, ``t.to(device="metal", layout="blocks")``, without a copy: the GPU
+        reads the same memory, of a mapped file too, and the tensor keeps it alive; a change of these bytes is a change
+        of the weight. Tiles are memory of their own: once they are made, a mapped file need not stay in memory.
+
         Parameters
         ----------
         layout
             ``"blocks"`` or ``"tiles"``; by default it stays, and on another GPU it becomes tiles where there are any.
         device
-            ``"cpu"``, ``"cuda"`` (the first GPU) or ``"cuda:N"``.
+            ``"cpu"``, ``"cuda"`` (the first GPU), ``"cuda:N"``, ``"metal"`` or ``"metal:N"``.
 
         Raises
         ------
@@ -205,22 +212,23 @@ class PackedTensor:
         if layout == "blocks":
             return PackedTensor._make(self.blocks(), self.format, self.shape, "blocks")
         out = aligned_bytes(_nbytes("tiles", self.format, self.shape)).reshape((*self.shape[:-2], -1))
-        if self._data is None:
-            _core.download(self._handle, LAYOUTS["tiles"], out, 0)
-        else:
-            _core.repack(self._handle, LAYOUTS["tiles"], out)
+        self._write("tiles", out)
         return PackedTensor._make(out, self.format, self.shape, "tiles")
 
     def _on_gpu(self, device: int, layout: str) -> PackedTensor:
-        source = self
-        if self._handle.device not in (CPU, device) and layout != self._layout:
-            source = self._on_gpu(self._handle.device, layout)
+        source, here = self, self._handle.device
+        if here not in (CPU, device) and layout != self._layout:
+            source = self._on_gpu(here, layout)
+        shared = here == CPU and kind_of(device) == METAL and self._layout == layout == "blocks"
         try:
-            handle = _core.repack_to(source._handle, device, LAYOUTS[layout], 0)
+            if shared:
+                handle = self._handle.wrapped(device)
+            else:
+                handle = _core.repack_to(source._handle, device, LAYOUTS[layout], 0)
         except (MemoryError, RuntimeError) as error:
             what = f"{self.format} of {' x '.join(map(str, self.shape))} on {device_name(device)}"
             raise type(error)(f"to: {what}: {error}") from None
-        return PackedTensor._make(None, self.format, self.shape, layout, handle)
+        return PackedTensor._make(self._data if shared else None, self.format, self.shape, layout, handle)
 
     def __len__(self) -> int:
         return self.shape[0]
