@@ -52,6 +52,7 @@ struct Fiber {
   void* slot;
   uint32_t lanes;
   Site site;
+  Memory orders;
   // copies under way: groups_begun counts the commits
   std::vector<Copy> copies;
   int groups_begun;
@@ -90,6 +91,7 @@ struct Machine {
   char* error = nullptr;
   size_t error_bytes = 0;
   bool failed = false;
+  const void* failed_code = nullptr;  // where, if the error does not say it
 };
 
 Machine g;
@@ -137,6 +139,21 @@ void tell(const std::string& text) {
   g.failed = true;
   snprintf(g.error, g.error_bytes, "%s: block (%u, %u, %u): %s", g.launch->kernel->name, here.block[0], here.block[1],
            here.block[2], text.c_str());
+}
+
+// Names the place of an error, on the stack of the process: whoever knows names may need much of it.
+void tell_code(const void* code) {
+  char name[300];
+  if (g.launch->code_name != nullptr) {
+    g.launch->code_name(code, name, sizeof(name));
+  } else {
+    Dl_info info = {};
+    const bool found = dladdr(code, &info) != 0;
+    const size_t offset = reinterpret_cast<uintptr_t>(code) - reinterpret_cast<uintptr_t>(info.dli_fbase);
+    snprintf(name, sizeof(name), "%s+%#zx", found ? base_name(info.dli_fname) : "code", offset);
+  }
+  const size_t used = strlen(g.error);
+  if (used < g.error_bytes) snprintf(g.error + used, g.error_bytes - used, " at %s", name);
 }
 
 void make_ready(Fiber& fiber) {
@@ -194,9 +211,13 @@ bool open_barrier() {
       tell("divergent barrier: " + place(first) + ", " + place(fiber));
       return false;
     }
+    if (fiber.orders != first.orders) {
+      tell("a barrier with different memories: " + place(first) + ", " + place(fiber));
+      return false;
+    }
   }
   g.at_barrier = 0;
-  watch_barrier();
+  watch_barrier(first.orders);
   for (Fiber& fiber : g.fibers) make_ready(fiber);
   return true;
 }
@@ -430,6 +451,7 @@ bool run(const Launch& launch, char* error, size_t error_bytes) {
   g.error = error;
   g.error_bytes = error_bytes;
   g.failed = false;
+  g.failed_code = nullptr;
   if (error_bytes > 0) error[0] = 0;
   if (!is_launchable(launch)) return false;
   g.random = launch.seed * 0x9e3779b97f4a7c15u + 0x2545f4914f6cdd1du;
@@ -447,6 +469,7 @@ bool run(const Launch& launch, char* error, size_t error_bytes) {
   is_running = true;
   run_blocks();
   is_running = false;
+  if (g.failed_code != nullptr) tell_code(g.failed_code);
   for (const std::unique_ptr<Stack>& stack : g.stacks) stack->is_dirty = stack->is_dirty || g.failed;
   return !g.failed;
 }
@@ -454,13 +477,8 @@ bool run(const Launch& launch, char* error, size_t error_bytes) {
 // ---- for a thread of the running launch ----
 
 void fail_at(const void* code, const char* text) {
-  Dl_info info = {};
-  const bool found = dladdr(code, &info) != 0;
-  const size_t offset = reinterpret_cast<uintptr_t>(code) - reinterpret_cast<uintptr_t>(info.dli_fbase);
-  char line[400];
-  snprintf(line, sizeof(line), "thread %u: %s at %s+%#zx", here.thread, text,
-           found ? base_name(info.dli_fname) : "code", offset);
-  tell(line);
+  if (!g.failed) g.failed_code = code;
+  tell("thread " + std::to_string(here.thread) + ": " + text);
   jump(*g.now->stack, g.main, true);
   __builtin_unreachable();
 }
@@ -477,16 +495,17 @@ void fail(Site site, const char* text, ...) {
   __builtin_unreachable();
 }
 
-void barrier(Site site) {
+void barrier(Site site, Memory orders) {
   Fiber& self = *g.now;
   self.what = "barrier";
   self.site = site;
+  self.orders = orders;
   make_wait(self, State::kBarrier);
   ++g.at_barrier;
   switch_from(*self.stack, false);
 }
 
-void together(const char* what, Resolve resolve, void* slot, uint32_t lanes, Site site) {
+void together(const char* what, Resolve resolve, void* slot, uint32_t lanes, Site site, Memory orders) {
   Fiber& self = *g.now;
   const uint32_t lane = self.thread % kWarp;
   const uint32_t first = self.thread - lane;
@@ -516,7 +535,7 @@ void together(const char* what, Resolve resolve, void* slot, uint32_t lanes, Sit
     slots[i] = other.slot;
   }
   if (resolve == nullptr) {
-    watch_warp_barrier(self.thread / kWarp);
+    watch_warp_barrier(self.thread / kWarp, orders);
   } else {
     resolve(slots, lanes);
   }

@@ -20,13 +20,14 @@ struct Site {
 };
 #define LK_SITE {__builtin_FILE(), __builtin_LINE()}  // as the default of a parameter: of the caller
 
-// A kernel of the device text that is linked in; it enters itself into the list.
+// A kernel of the device text that is linked in enters itself into the list; others are made empty.
 struct Kernel {
+  Kernel() = default;
   Kernel(const char* name, void (*body)(const void* args), size_t args_bytes);
-  const char* name;
-  void (*body)(const void* args);
-  size_t args_bytes;
-  const Kernel* next;
+  const char* name = nullptr;
+  void (*body)(const void* args) = nullptr;
+  size_t args_bytes = 0;
+  const Kernel* next = nullptr;
 };
 const Kernel* first_kernel();
 const Kernel* find_kernel(const char* name);
@@ -38,6 +39,8 @@ struct Launch {
   uint32_t threads;       // of a block
   uint32_t shared_bytes;  // dynamic shared memory
   uint64_t seed;          // 0: everything in order
+  // The name of a place in compiled code that has no site; null: its library and offset.
+  void (*code_name)(const void* code, char* name, size_t name_bytes) = nullptr;
 };
 
 // Runs every block; false: error has one line of text. One launch at a time; others wait.
@@ -54,14 +57,16 @@ struct Here {
 };
 extern Here here;
 
-// Every thread of the block comes to the same place.
-void barrier(Site site);
+// Every thread of the block comes to the same place; what they did before to these memories is ordered before what they
+// do after.
+enum Memory : uint8_t { kNoMemory = 0, kGlobalMemory = 1, kSharedMemory = 2, kEveryMemory = 3 };
+void barrier(Site site, Memory orders = kEveryMemory);
 
 // Every lane of `lanes` comes to the same place with its own slot; the last one calls resolve, which reads what all of
 // them brought and leaves the answers in the slots. slots[i] is null where lane i takes no part. A null resolve is a
-// barrier of the warp: what its lanes did before is ordered before what they do after.
+// barrier of the warp, of the memories that its last lane names.
 using Resolve = void (*)(void* const* slots, uint32_t lanes);
-void together(const char* what, Resolve resolve, void* slot, uint32_t lanes, Site site);
+void together(const char* what, Resolve resolve, void* slot, uint32_t lanes, Site site, Memory orders = kEveryMemory);
 
 // Shared memory: the same for all threads of the block. key tells one array of the text from another.
 void* shared_array(const void* key, size_t bytes, size_t alignment);

@@ -62,7 +62,8 @@ struct Watch {
   Page* last_page = nullptr;
   std::vector<Range> registered;  // in order
   Range last_registered = {0, 0};
-  Range image = {0, 0};        // the text's own tables
+  Range image = {0, 0};        // the tables of the text that is linked in
+  Range tables = {0, 0};       // the tables of a text that is not
   const void* told = nullptr;  // the last checked access, and where it is
   Site site;
   char text[256];
@@ -70,33 +71,47 @@ struct Watch {
 
 Watch g;
 bool g_sees_all;  // plain loads and stores too
+bool g_checks_alignment;
 std::mutex g_registry;
 std::map<uintptr_t, size_t> g_registered;
 
+// The library that has a place in it
+struct Image {
+  uintptr_t place;
+  Range whole;
+};
 #if defined(__linux__)
-int find_image(dl_phdr_info* info, size_t, void*) {
+int find_image(dl_phdr_info* info, size_t, void* found) {
+  Image* image = static_cast<Image*>(found);
   Range whole = {UINTPTR_MAX, 0};
-  bool is_ours = false;
+  bool is_it = false;
   for (int i = 0; i < info->dlpi_phnum; ++i) {
     const auto& part = info->dlpi_phdr[i];
     if (part.p_type != PT_LOAD) continue;
     const uintptr_t begin = info->dlpi_addr + part.p_vaddr;
     const Range range = {begin, begin + part.p_memsz};
     whole = {std::min(whole.begin, range.begin), std::max(whole.end, range.end)};
-    is_ours = is_ours || range.has(reinterpret_cast<uintptr_t>(&g_clock), 1);
+    is_it = is_it || range.has(image->place, 1);
   }
-  if (is_ours) g.image = whole;
-  return is_ours ? 1 : 0;
+  if (is_it) image->whole = whole;
+  return is_it ? 1 : 0;
 }
 #endif
+Range image_of([[maybe_unused]] const void* place) {
+  Image image = {reinterpret_cast<uintptr_t>(place), {0, 0}};
+#if defined(__linux__)
+  dl_iterate_phdr(find_image, &image);
+#endif
+  return image.whole;
+}
 
 uint32_t warp_of(uint32_t thread) { return thread / kWarp; }
 
 // Whether what thread `other` did at that time is seen now by the running thread.
-bool is_ordered(uint32_t stamp, uint32_t other) {
+bool is_ordered(const Clock::Barriers& last, uint32_t stamp, uint32_t other) {
   const uint32_t self = here.thread;
-  if (other == self || stamp < g_clock.barrier) return true;
-  return warp_of(other) == warp_of(self) && stamp < g_clock.warp[warp_of(self)];
+  if (other == self || stamp < last.block) return true;
+  return warp_of(other) == warp_of(self) && stamp < last.warp[warp_of(self)];
 }
 
 const char* race(const char* where, bool is_write, size_t offset, uint32_t other, const char* did) {
@@ -107,12 +122,12 @@ const char* race(const char* where, bool is_write, size_t offset, uint32_t other
 
 void note_read(SharedCell& byte) {
   const uint16_t self = static_cast<uint16_t>(here.thread);
-  if (byte.read < g_clock.barrier) {
+  if (byte.read < g_clock.shared.block) {
     byte.readers = kOneReader;
   } else if (byte.reader != self) {
     if (warp_of(byte.reader) != warp_of(self)) {
       byte.readers = kReadersOfBlock;
-    } else if (byte.read < g_clock.warp[warp_of(self)]) {
+    } else if (byte.read < g_clock.shared.warp[warp_of(self)]) {
       byte.readers = byte.readers == kReadersOfBlock ? kReadersOfBlock : kOneReader;
     } else if (byte.readers == kOneReader) {
       byte.readers = kReadersOfWarp;
@@ -123,10 +138,10 @@ void note_read(SharedCell& byte) {
 }
 
 bool may_overwrite(const SharedCell& byte) {
-  if (byte.read < g_clock.barrier) return true;
+  if (byte.read < g_clock.shared.block) return true;
   if (byte.readers == kReadersOfBlock) return false;
   if (byte.readers == kOneReader && byte.reader == here.thread) return true;
-  return warp_of(byte.reader) == warp_of(here.thread) && byte.read < g_clock.warp[warp_of(here.thread)];
+  return warp_of(byte.reader) == warp_of(here.thread) && byte.read < g_clock.shared.warp[warp_of(here.thread)];
 }
 
 const char* touch(SharedCell& cell, size_t offset, bool is_write) {
@@ -137,7 +152,8 @@ const char* touch(SharedCell& cell, size_t offset, bool is_write) {
   if (!g_sees_all) return nullptr;
   const bool is_written = cell.write >= g_clock.block;
   if (!is_written && !is_write) return "reads shared memory that no thread has written";
-  if (is_written && !is_ordered(cell.write, cell.writer)) return race(kWhere, is_write, offset, cell.writer, "wrote");
+  if (is_written && !is_ordered(g_clock.shared, cell.write, cell.writer))
+    return race(kWhere, is_write, offset, cell.writer, "wrote");
   if (!is_write) {
     note_read(cell);
     return nullptr;
@@ -207,7 +223,8 @@ const char* global_race(uintptr_t begin, size_t bytes, bool is_write) {
         return is_write ? "race: writes global memory that another block wrote"
                         : "race: reads global memory that another block wrote";
       }
-      if (!is_ordered(byte.write, byte.writer)) return race("global memory", is_write, at, byte.writer, "wrote");
+      if (!is_ordered(g_clock.global, byte.write, byte.writer))
+        return race("global memory", is_write, at, byte.writer, "wrote");
     }
     if (is_write) byte = {g_clock.now, static_cast<uint16_t>(here.thread)};
   }
@@ -254,9 +271,7 @@ void watch_launch(const void* args, size_t args_bytes, uint8_t* shared, size_t s
   g.last_number = 0;
   g.last_page = nullptr;
   g_clock.launch = ++g_clock.now;
-#if defined(__linux__)
-  if (g.image.end == 0) dl_iterate_phdr(find_image, nullptr);
-#endif
+  if (g.image.end == 0) g.image = image_of(&g_clock);
   const std::lock_guard<std::mutex> lock(g_registry);
   g.registered.clear();
   g.last_registered = {0, 0};
@@ -265,8 +280,10 @@ void watch_launch(const void* args, size_t args_bytes, uint8_t* shared, size_t s
 
 void watch_block() {
   g_clock.block = ++g_clock.now;
-  g_clock.barrier = g_clock.block;
-  for (uint32_t& time : g_clock.warp) time = g_clock.block;
+  for (Clock::Barriers* last : {&g_clock.global, &g_clock.shared}) {
+    last->block = g_clock.block;
+    for (uint32_t& time : last->warp) time = g_clock.block;
+  }
 }
 
 void watch_red_zone(const uint8_t* p, size_t bytes, bool on) {
@@ -281,11 +298,16 @@ void watch_red_zone(const uint8_t* p, size_t bytes, bool on) {
 const char* watch_access(uintptr_t begin, size_t bytes, bool is_write) {
   if (is_stack(begin)) return nullptr;
   if (g.shared.has(begin, bytes)) return shared_access(begin, bytes, is_write);
-  if (!is_write && (g.args.has(begin, bytes) || g.image.has(begin, bytes))) return nullptr;
+  if (!is_write && (g.args.has(begin, bytes) || g.image.has(begin, bytes) || g.tables.has(begin, bytes)))
+    return nullptr;
   const char* text = outside(begin, bytes, is_write);
   if (text != nullptr || !g_sees_all) return text;
   return global_race(begin, bytes, is_write);
 }
+
+void watch_tables(const void* place) { g.tables = place == nullptr ? Range{0, 0} : image_of(place); }
+
+void watch_alignment(bool on) { g_checks_alignment = on; }
 
 bool watch_site(const void* p, Site site) {
   g.told = p;
@@ -311,6 +333,18 @@ static void watched(const void* p, size_t bytes, bool is_write, const void* code
   fail_at(code, text);
 }
 
+// An access of a type that has the alignment of its size. A vector of 16 bytes has it too; nothing else is loaded or stored
+// by 16 bytes at once.
+static void aligned(const void* p, size_t bytes, bool is_write, const void* code) {
+  if (g_checks_alignment && is_running && reinterpret_cast<uintptr_t>(p) % bytes != 0) {
+    char text[100];
+    snprintf(text, sizeof(text), "%s %zu bytes at %p, expected a multiple of %zu", is_write ? "writes" : "reads", bytes,
+             p, bytes);
+    fail_at(code, text);
+  }
+  watched(p, bytes, is_write, code);
+}
+
 }  // namespace sim
 }  // namespace lutkern
 
@@ -318,26 +352,26 @@ static void watched(const void* p, size_t bytes, bool is_write, const void* code
 
 extern "C" {
 
-#define LK_WATCH(name, bytes, is_write) \
-  void __tsan_##name(void* p) { lutkern::sim::watched(p, bytes, is_write, __builtin_return_address(0)); }
-LK_WATCH(read1, 1, false)
-LK_WATCH(read2, 2, false)
-LK_WATCH(read4, 4, false)
-LK_WATCH(read8, 8, false)
-LK_WATCH(read16, 16, false)
-LK_WATCH(write1, 1, true)
-LK_WATCH(write2, 2, true)
-LK_WATCH(write4, 4, true)
-LK_WATCH(write8, 8, true)
-LK_WATCH(write16, 16, true)
-LK_WATCH(unaligned_read2, 2, false)
-LK_WATCH(unaligned_read4, 4, false)
-LK_WATCH(unaligned_read8, 8, false)
-LK_WATCH(unaligned_read16, 16, false)
-LK_WATCH(unaligned_write2, 2, true)
-LK_WATCH(unaligned_write4, 4, true)
-LK_WATCH(unaligned_write8, 8, true)
-LK_WATCH(unaligned_write16, 16, true)
+#define LK_WATCH(how, name, bytes, is_write) \
+  void __tsan_##name(void* p) { lutkern::sim::how(p, bytes, is_write, __builtin_return_address(0)); }
+LK_WATCH(watched, read1, 1, false)
+LK_WATCH(aligned, read2, 2, false)
+LK_WATCH(aligned, read4, 4, false)
+LK_WATCH(aligned, read8, 8, false)
+LK_WATCH(aligned, read16, 16, false)
+LK_WATCH(watched, write1, 1, true)
+LK_WATCH(aligned, write2, 2, true)
+LK_WATCH(aligned, write4, 4, true)
+LK_WATCH(aligned, write8, 8, true)
+LK_WATCH(aligned, write16, 16, true)
+LK_WATCH(watched, unaligned_read2, 2, false)
+LK_WATCH(watched, unaligned_read4, 4, false)
+LK_WATCH(watched, unaligned_read8, 8, false)
+LK_WATCH(watched, unaligned_read16, 16, false)
+LK_WATCH(watched, unaligned_write2, 2, true)
+LK_WATCH(watched, unaligned_write4, 4, true)
+LK_WATCH(watched, unaligned_write8, 8, true)
+LK_WATCH(watched, unaligned_write16, 16, true)
 #undef LK_WATCH
 
 void __tsan_read_range(void* p, size_t bytes) { lutkern::sim::watched(p, bytes, false, __builtin_return_address(0)); }
