@@ -10,22 +10,26 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 import lutkern
+from lutkern.places import GPUS
 from lutkern.tensor import LAYOUTS
 
 
-def fake_driver() -> Path | None:
-    """Return the CUDA driver that runs kernels on the CPU: of LUTKERN_SIM_DIR, else of the newest build here."""
+def fake_driver(name: str) -> Path | None:
+    """Return a driver that runs kernels on the CPU: of LUTKERN_SIM_DIR, else of the newest build here."""
     folder = os.environ.get("LUTKERN_SIM_DIR")
     if folder is not None:
-        return Path(folder) / "libcuda_fake.so"
-    found = Path(__file__).parents[1].glob("build/*/tests/sim/libcuda_fake.so")
+        return Path(folder) / name
+    found = Path(__file__).parents[1].glob(f"build/*/tests/sim/{name}")
     return max(found, key=lambda path: path.stat().st_mtime, default=None)
 
 
-# Before the first call of CUDA: the tests run on the simulated device, if a driver is not named.
-if "LUTKERN_LIBCUDA" not in os.environ and (driver := fake_driver()) is not None:
+# Before the first call of a GPU: the tests run on simulated devices, if no driver is named.
+if "LUTKERN_LIBCUDA" not in os.environ and (driver := fake_driver("libcuda_fake.so")) is not None:
     os.environ["LUTKERN_LIBCUDA"] = str(driver)
     os.environ.setdefault("LUTKERN_FAKE_CUDA", "devices=2")
+if "LUTKERN_OBJC" not in os.environ and (runtime := fake_driver("metal/libobjc_fake.so")) is not None:
+    os.environ["LUTKERN_OBJC"] = str(runtime)
+    os.environ.setdefault("LUTKERN_FAKE_METAL", "devices=2")
 
 settings.register_profile("default", max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("ci-fuzz", max_examples=1500, deadline=None, suppress_health_check=list(HealthCheck))
@@ -55,23 +59,43 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         "layout": list(LAYOUTS),
         "isa": lutkern.isas(),
         "shape": list(SHAPES),
+        "gpu": list(GPUS),
     }
     for name, values in axes.items():
         if name in metafunc.fixturenames:
-            indirect = name == "isa"
+            indirect = name in ("isa", "gpu")
             metafunc.parametrize(
                 name, values, ids=lambda v: "x".join(map(str, v)) if isinstance(v, tuple) else str(v), indirect=indirect
             )
 
 
-@pytest.fixture
-def gpu() -> None:
+def need_gpu(name: str) -> None:
     """Need a GPU, or the simulated one. Where LUTKERN_SIM_DIR says that there is one, its absence is a failure."""
-    absent = lutkern._core.device_absent(0x100)
+    absent = lutkern._core.device_absent(GPUS[name])
     if absent is not None and "LUTKERN_SIM_DIR" in os.environ:
         pytest.fail(f"no GPU: {absent}")
     elif absent is not None:
         pytest.skip(f"no GPU: {absent}")
+
+
+@pytest.fixture
+def gpu(request: pytest.FixtureRequest) -> str:
+    """Run the test on a GPU of each kind."""
+    name: str = request.param
+    need_gpu(name)
+    return name
+
+
+@pytest.fixture
+def cuda() -> None:
+    """Need a CUDA device."""
+    need_gpu("cuda")
+
+
+@pytest.fixture
+def metal() -> None:
+    """Need a Metal device."""
+    need_gpu("metal")
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from lutkern import reference
 from lutkern.device_array import DeviceArray
 from weights import by_name, random_tensor
 
-pytestmark = pytest.mark.usefixtures("gpu")
+pytestmark = pytest.mark.usefixtures("cuda")
 N_ULP = 8
 X = np.random.default_rng(5).standard_normal((5, 576)).astype(np.float32)
 

@@ -13,7 +13,7 @@ from lutkern import selftest
 from lutkern.bench import gpu as bench_gpu
 from lutkern.cli import main
 
-pytestmark = pytest.mark.usefixtures("gpu")
+pytestmark = pytest.mark.usefixtures("cuda")
 
 
 @pytest.fixture

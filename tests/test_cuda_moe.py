@@ -11,7 +11,7 @@ from gpu import Astype, Foreign, Router, read
 from lutkern import reference
 from test_moe import EXPERTS, HIDDEN, N_ULP, layer, routes
 
-pytestmark = pytest.mark.usefixtures("gpu")
+pytestmark = pytest.mark.usefixtures("cuda")
 
 
 def on_gpu(tensors, device="cuda"):

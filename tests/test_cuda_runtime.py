@@ -87,7 +87,7 @@ print(np.isfinite(lutkern.matvec(t, np.ones(256, np.float32))).all())
 """
 
 
-@pytest.mark.usefixtures("gpu")
+@pytest.mark.usefixtures("cuda")
 @pytest.mark.parametrize("call", [3, 20, *range(110, 200, 15)])
 def test_a_call_of_the_driver_fails(call):
     found = run(FAILING, LUTKERN_FAKE_CUDA=f"fail={call}")
@@ -97,7 +97,7 @@ def test_a_call_of_the_driver_fails(call):
     assert text == "done" or re.search(r": cu[A-Z]\w+ failed: unknown error \(CUDA_ERROR_UNKNOWN\)$", text)
 
 
-@pytest.mark.usefixtures("gpu")
+@pytest.mark.usefixtures("cuda")
 def test_a_device_without_room():
     found = run(NO_ROOM, LUTKERN_FAKE_CUDA="memory=1000000")
     assert found.stderr == ""
@@ -107,7 +107,7 @@ def test_a_device_without_room():
     assert lines[1] == "True"
 
 
-@pytest.mark.usefixtures("gpu")
+@pytest.mark.usefixtures("cuda")
 def test_devices():
     gpus = [d for d in lutkern.devices() if d.name.startswith("cuda")]
     assert [d.name for d in gpus] == [f"cuda:{i}" for i in range(len(gpus))]
@@ -119,7 +119,7 @@ def test_devices():
         assert f"capability {major}.{minor}, " in device.detail
 
 
-@pytest.mark.usefixtures("gpu")
+@pytest.mark.usefixtures("cuda")
 def test_info_and_supports():
     found = json.loads(json.dumps(lutkern.info()))
     cuda = found["cuda"]
@@ -143,7 +143,7 @@ def test_info_and_supports():
         lutkern.supports("iq1_m", "matmul", "cuda", tokens=0)
 
 
-@pytest.mark.usefixtures("gpu")
+@pytest.mark.usefixtures("cuda")
 def test_the_command_line_shows_the_devices(capsys):
     from lutkern.cli import main
 
@@ -154,7 +154,7 @@ def test_the_command_line_shows_the_devices(capsys):
     assert "matvec_iq1_m" in text
 
 
-@pytest.mark.usefixtures("gpu")
+@pytest.mark.usefixtures("cuda")
 def test_streams_and_events():
     stream = lutkern.Stream("cuda:0")
     assert stream.device == "cuda:0"
@@ -171,7 +171,7 @@ def test_streams_and_events():
     assert np.isfinite(y.numpy()).all()  # its memory goes back in the order of a stream that must still be there
 
 
-@pytest.mark.usefixtures("gpu")
+@pytest.mark.usefixtures("cuda")
 def test_a_graph_runs_a_layer_again():
     tensors = [t.to(device="cuda") for t in layer()]
     x, ids, weights = routes(2, 2)
@@ -194,7 +194,7 @@ def test_a_graph_runs_a_layer_again():
     assert not np.array_equal(y.numpy(), expected)
 
 
-@pytest.mark.usefixtures("gpu")
+@pytest.mark.usefixtures("cuda")
 def test_what_a_graph_refuses():
     t = random_tensor(by_name("iq1_m"), (9, 512)).to(device="cuda")
     x = np.ones(512, np.float32)
@@ -256,7 +256,7 @@ BAD = {
 }
 
 
-@pytest.mark.usefixtures("gpu")
+@pytest.mark.usefixtures("cuda")
 @pytest.mark.parametrize("case", list(BAD))
 def test_bad_input(case):
     call, error, text = BAD[case]
@@ -265,7 +265,7 @@ def test_bad_input(case):
     assert str(caught.value).startswith(text)
 
 
-@pytest.mark.usefixtures("gpu")
+@pytest.mark.usefixtures("cuda")
 def test_a_stream_of_another_device():
     if sum(d.name.startswith("cuda:") for d in lutkern.devices()) < 2:
         pytest.skip("one device")

@@ -15,7 +15,7 @@ import lutkern
 from gpu import Foreign
 from weights import by_name, random_tensor
 
-pytestmark = pytest.mark.usefixtures("gpu")
+pytestmark = pytest.mark.usefixtures("cuda")
 
 
 def has_tiles(fmt) -> bool:

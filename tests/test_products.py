@@ -43,7 +43,7 @@ def test_matmul_is_the_reference(fmt, layout, isa, tokens, exact):
 @pytest.mark.parametrize("exact", [False, True], ids=["int8", "exact"])
 def test_products_on_a_gpu_are_the_reference(gpu, fmt, shape, exact):
     here = random_tensor(fmt, shape)
-    there = here.to(device="cuda")
+    there = here.to(device=gpu)
     x = activations(2, shape[1])
     error = np.abs(lutkern.matmul(there, x, exact=exact) - reference.matmul(here, x, exact=exact))
     assert np.all(error <= reference.fp32_bound(here, x, n_ulp=N_ULP, exact=exact))
@@ -53,7 +53,7 @@ def test_products_on_a_gpu_are_the_reference(gpu, fmt, shape, exact):
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_a_gpu_never_makes_a_finite_number_of_a_non_finite_one(gpu, fmt, bad):
-    t = random_tensor(fmt, (6, 512)).to(device="cuda")
+    t = random_tensor(fmt, (6, 512)).to(device=gpu)
     x = activations(3, 512)
     x[1, 300] = bad
     y = lutkern.matmul(t, x)

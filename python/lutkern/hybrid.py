@@ -13,7 +13,7 @@ from .arrays import FloatInput, as_array, expect_dimensions, float_input, output
 from .device_array import DeviceArray, filled
 from .device_input import View, device_output, float_numbers, view
 from .memory import aligned_bytes
-from .places import CPU, device_name, place_of
+from .places import CPU, METAL, device_name, kind_of, place_of
 from .streams import Queue, chosen_queue
 from .tensor import PackedTensor
 
@@ -177,6 +177,7 @@ def run(x: Any, ids: Any, weights: Any, parts: list[Part], activation: int, exac
             results[number] = device_ops.moe(
                 given, local[number], weights, layer, activation, exact, True, None, queue.handle
             )
+            _start(queue)
         else:
             results[number] = _on_cpu(here, local[number], weights, part, activation, exact, hidden)
     added = _sum(results, (tokens, hidden))
@@ -199,6 +200,12 @@ def _queues(parts: list[Part], place: int, stream: Any, x: Any) -> dict[int, Que
     if any(queue.captured for queue in queues.values()):
         raise ValueError("moe: a placement is given while a graph is captured, expected the experts on one device")
     return queues
+
+
+def _start(queue: Queue) -> None:
+    """Let Metal begin: it collects work until somebody waits, or marks a moment."""
+    if kind_of(queue.device) == METAL:
+        _core.Event(queue.device).record(queue.handle)
 
 
 def _fetched(x: Any, queue: Queue) -> FloatInput:

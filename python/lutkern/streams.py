@@ -123,15 +123,13 @@ def capture(stream: Stream) -> Iterator[Graph]:
     ------
     TypeError
         If `stream` is no `Stream`.
-    ValueError
-        If it is on a device without graphs.
     RuntimeError
-        If the driver cannot keep the work.
+        If the device has no graphs, or its driver cannot keep the work.
     """
     if not isinstance(stream, Stream):
         raise TypeError(f"capture: stream is {type(stream).__name__}, expected a lutkern.Stream")
     if kind_of(stream._native.device) != CUDA:
-        raise ValueError(f"capture: stream is on {stream.device}, expected one on cuda: graphs exist there only")
+        raise RuntimeError(f"capture: stream is on {stream.device}, expected one on cuda: graphs exist there only")
     device, handle = stream._native.device, stream.handle
     graph = Graph(stream)
     _core.graph_begin(device, handle)
