@@ -11,7 +11,7 @@
 #include "boundary.h"
 #include "cpu/kernels.h"
 #include "cpu/threads.h"
-#include "cuda/arguments.h"
+#include "gpu/tile.h"
 #include "pack/pack.h"
 #include "pack/pack_rows.h"
 #include "tiles/repack.h"
@@ -154,7 +154,7 @@ Weight weight_of(FormatId id, Layout layout, int32_t device, int64_t experts, in
   int64_t row_bytes = row_bytes_of(info, cols);
   int64_t rows_down = rows;
   if (layout == Layout::tiles) {
-    const int64_t tile_rows = device ? int64_t{cuda::kTileRows} : int64_t{kTileRows};
+    const int64_t tile_rows = device ? int64_t{gpu::kTileRows} : int64_t{kTileRows};
     row_bytes = device ? device_tile_row_bytes(id, cols) : tile_row_bytes(id, cols);
     rows_down = (rows + tile_rows - 1) / tile_rows;
   }

@@ -1,5 +1,6 @@
 // What the two halves of the boundary share, api.cpp (the CPU) and api_device.cpp (devices): checks and error texts.
 #pragma once
+#include "backend.h"
 #include "cpu/operations.h"
 #include "lutkern.h"
 #include "parallel.h"
@@ -19,7 +20,7 @@ lutkern_status check_shape(const char* op, int64_t experts, int64_t rows, int64_
 lutkern_status check_weight(const char* op, const char* what, const lutkern_tensor* t, Weight* out);
 lutkern_status check_matrix(const char* op, const char* what, const lutkern_matrix& m, Matrix* out);
 
-// device: 0 or LUTKERN_CUDA + i, which decides what tiles are
+// device: 0 or the number of a device, which decides what tiles are
 Weight weight_of(FormatId id, Layout layout, int32_t device, int64_t experts, int64_t rows, int64_t cols,
                  const void* data);
 
@@ -29,8 +30,9 @@ inline void* stream_of(const lutkern_options* options) { return options ? option
 
 // ---- api_device.cpp ----
 
-inline bool is_cuda(int32_t device) { return (device & ~0xff) == LUTKERN_CUDA; }
-// "the CPU", "cuda:0"
+// Of a device number; null where no such devices exist
+const Backend* backend_of(int32_t device);
+// "the CPU", "cuda:0", "metal:0"
 struct DeviceName {
   char text[24];
 };

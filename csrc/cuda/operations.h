@@ -3,8 +3,7 @@
 // Arguments are checked, and sizes below 2^31 (arguments.h); weights lie on the device. False: failure() has the
 // reason. Arrays of the device are only queued on; an operation with arrays of the CPU is done on return.
 #pragma once
-#include "../cpu/operations.h"
-#include "../tensor.h"
+#include "../backend.h"
 #include "device.h"
 
 namespace lutkern {
@@ -12,15 +11,6 @@ namespace cuda {
 
 enum : int64_t {
   kFewPairs = 32  // of a token and an expert: up to here pair by pair, then by expert
-};
-
-struct ProductWork {
-  const Weight* w;  // of one expert
-  Matrix x;
-  bool exact;
-  int64_t row_begin;
-  int64_t row_end;
-  float* out;  // where x is
 };
 
 // True for the formats that have tiles here.

@@ -15,6 +15,7 @@
 
 constexpr int32_t kFirst = LUTKERN_CUDA;
 constexpr int32_t kSecond = LUTKERN_CUDA + 1;
+constexpr int32_t kNowhere = 0x300;  // no kind of devices
 
 [[noreturn]] __attribute__((format(printf, 1, 2))) inline void die(const char* text, ...) {
   va_list arguments;
