@@ -16,7 +16,7 @@ from pathlib import Path
 
 METAL = Path(__file__).resolve().parent
 CSRC = METAL.parent
-HOST_ONLY = {"text.h", "plan.h", "kernels.h"}
+HOST_ONLY = {"text.h", "plan.h"}
 
 # Macros that tell languages apart, and whether Metal defines them
 LANGUAGE = {"__METAL_VERSION__": True, "__CUDACC__": False}

@@ -59,9 +59,10 @@ struct ProductArgs {
 // e = ids[t, slot]. Pair t * k + slot. An id of -1 is left out where partial is set; any other id outside of the experts
 // makes y[t] NaN.
 //
-// h has one row of h_stride numbers for each pair, padded with zeros; h_stride is down.cols rounded up to 256. Where exact is
-// 0 a number is the integer of an int8 activation, as a half, and h_scale has one float for each kGroup of them
-// (h_stride / kGroup for each pair); where it is 1, a number is a float, and h_scale is not used.
+// h has one row of h_stride numbers for each pair, padded with zeros; h_stride is down.cols rounded up to 256. Where h_floats
+// is 0 a number is the integer of an int8 activation, as a half, and h_scale has one float for each kGroup of them
+// (h_stride / kGroup for each pair); where it is 1, which the kernels named any know, a number is a float, and h_scale is
+// not used. It is 1 where exact is, and where down has a float format: such weights meet activations unquantised.
 struct MoeArgs {
   WeightArgs gate;  // experts 0: no gate
   WeightArgs up;
@@ -72,6 +73,8 @@ struct MoeArgs {
   int32_t activation;  // Activation: 0 none, 1 silu, 2 gelu, 3 relu2
   int32_t exact;
   int32_t partial;
+  int32_t h_floats;
+  int32_t padding;
 };
 
 }  // namespace metal_args

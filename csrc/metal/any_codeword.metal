@@ -1,0 +1,316 @@
+// A unit: 16 columns of a row that have one scale, out of GGUF blocks or out of a tile.
+//
+//   weight = scale * (byte - kBias) + offset        bytes: the codes of the format, moved so that none is negative
+//
+// Bytes become halves without a conversion: the bits 0x6400 | n are the number 1024 + n, two numbers in a word. So a sum over
+// them is an integer sum that is 1024 + kBias too large for each activation, and the sum of activations takes that off:
+// integers below 2^24 all the way, whatever their order.
+//
+// The formats that whole models are made of unpack four codes in a word; the others go through their codes8().
+#pragma once
+#include "kernels.h"
+#include "numbers.metal"
+
+namespace lutkern {
+namespace metal_kernels {
+
+// ---- four codes in a word ----
+
+static inline uint32_t load_word(const device uint8_t* p) { return as_type<uint32_t>(uchar4(p[0], p[1], p[2], p[3])); }
+
+static inline uint4 load_words(const device uint8_t* p) {
+  return uint4(load_word(p), load_word(p + 4), load_word(p + 8), load_word(p + 12));
+}
+
+static inline uint4 nibbles(const device uint8_t* p, int upper) { return (load_words(p) >> (4 * upper)) & 0x0f0f0f0fu; }
+
+// 16 bits to bit 4 of 16 bytes; bits in a row, lowest first
+static inline uint4 fifth_bits(uint32_t bits) {
+  const uint4 four = uint4(bits, bits >> 4, bits >> 8, bits >> 12) & 15u;
+  return (four * 0x00204081u & 0x01010101u) << 4;
+}
+
+static inline uint32_t biased_word(int8_t a, int8_t b, int8_t c, int8_t d) {
+  return as_type<uint32_t>(char4(a, b, c, d)) ^ 0x80808080u;
+}
+static inline uint4 biased(Codes8 first, Codes8 second) {
+  return uint4(biased_word(first.v[0], first.v[1], first.v[2], first.v[3]),
+               biased_word(first.v[4], first.v[5], first.v[6], first.v[7]),
+               biased_word(second.v[0], second.v[1], second.v[2], second.v[3]),
+               biased_word(second.v[4], second.v[5], second.v[6], second.v[7]));
+}
+
+// e2m1 codes: twice their magnitudes are 0 1 2 3 4 6 8 12. To 128 plus or minus.
+static inline uint4 mxfp4_bytes(uint4 codes) {
+  const uint4 one = codes & 0x01010101u;
+  const uint4 two = codes >> 1 & 0x01010101u;
+  const uint4 four = codes >> 2 & 0x01010101u;
+  const uint4 minus = codes >> 3 & 0x01010101u;
+  const uint4 magnitude = (codes & 0x07070707u) + (four & one) + 2u * ((four & two) + (four & two & one));
+  return ((magnitude ^ minus * 255u) ^ 0x80808080u) + minus;
+}
+
+// ---- blocks ----
+
+// Bytes of unit g of a block
+template <class Block>
+struct Unpack {
+  enum : int { kBias = 128 };
+  static uint4 bytes(const device Block& b, int g) { return biased(codes8(b, 2 * g), codes8(b, 2 * g + 1)); }
+};
+template <>
+struct Unpack<Q2K> {
+  enum : int { kBias = 0 };
+  static uint4 bytes(const device Q2K& b, int g) {
+    return (load_words(b.code + 32 * (g / 8) + 16 * (g % 2)) >> (2 * (g / 2 % 4))) & 0x03030303u;
+  }
+};
+template <>
+struct Unpack<Q3K> {
+  enum : int { kBias = 4 };
+  static uint4 bytes(const device Q3K& b, int g) {
+    const uint4 low = (load_words(b.code + 32 * (g / 8) + 16 * (g % 2)) >> (2 * (g / 2 % 4))) & 0x03030303u;
+    return low | ((load_words(b.high + 16 * (g % 2)) >> (g / 2)) & 0x01010101u) << 2;
+  }
+};
+template <>
+struct Unpack<Q4K> {
+  enum : int { kBias = 0 };
+  static uint4 bytes(const device Q4K& b, int g) { return nibbles(b.code + 32 * (g / 4) + 16 * (g % 2), g / 2 % 2); }
+};
+template <>
+struct Unpack<Q5K> {
+  enum : int { kBias = 0 };
+  static uint4 bytes(const device Q5K& b, int g) {
+    const uint4 high = (load_words(b.high + 16 * (g % 2)) >> (g / 2)) & 0x01010101u;
+    return nibbles(b.code + 32 * (g / 4) + 16 * (g % 2), g / 2 % 2) | high << 4;
+  }
+};
+template <>
+struct Unpack<Q6K> {
+  enum : int { kBias = 32 };
+  static uint4 bytes(const device Q6K& b, int g) {
+    const uint4 high = (load_words(b.high + 32 * (g / 8) + 16 * (g % 2)) >> (2 * (g / 2 % 4))) & 0x03030303u;
+    return nibbles(b.low + 64 * (g / 8) + 16 * (g % 4), g / 4 % 2) | high << 4;
+  }
+};
+template <>
+struct Unpack<Q40> {
+  enum : int { kBias = 8 };
+  static uint4 bytes(const device Q40& b, int g) { return nibbles(b.code, g); }
+};
+template <>
+struct Unpack<Q41> {
+  enum : int { kBias = 0 };
+  static uint4 bytes(const device Q41& b, int g) { return nibbles(b.code, g); }
+};
+template <>
+struct Unpack<Q50> {
+  enum : int { kBias = 16 };
+  static uint4 bytes(const device Q50& b, int g) { return nibbles(b.code, g) | fifth_bits(load_u16(b.high + 2 * g)); }
+};
+template <>
+struct Unpack<Q51> {
+  enum : int { kBias = 0 };
+  static uint4 bytes(const device Q51& b, int g) { return nibbles(b.code, g) | fifth_bits(load_u16(b.high + 2 * g)); }
+};
+template <>
+struct Unpack<Q80> {
+  enum : int { kBias = 128 };
+  static uint4 bytes(const device Q80& b, int g) { return load_words(b.code + 16 * g) ^ 0x80808080u; }
+};
+template <>
+struct Unpack<Mxfp4> {
+  enum : int { kBias = 128 };
+  static uint4 bytes(const device Mxfp4& b, int g) { return mxfp4_bytes(nibbles(b.code, g)); }
+};
+
+// ---- tiles ----
+
+// A row of a tile: the words of a lane
+struct TileRow {
+  const device uint8_t* tile;
+  int lane;
+};
+
+template <class Block>
+static inline uint32_t tile_word(TileRow t, int i) {
+  return *reinterpret_cast<const device uint32_t*>(t.tile + gpu::word_offset<gpu::Tile<Block>>(t.lane, i));
+}
+
+template <class Block>
+static inline float tile_half(TileRow t) {
+  const device uint8_t* at = t.tile + gpu::Tile<Block>::kHalfAt + 2 * t.lane;
+  return float_from_half(*reinterpret_cast<const device uint16_t*>(at));
+}
+
+// Field i of the rings (gpu/tile.h)
+template <class Block>
+static inline uint32_t tile_field(TileRow t, int i) {
+  using T = gpu::Tile<Block>;
+  const int ring = static_cast<int>(T::kCodes) + T::kRing * (i / T::kFields);
+  const int bit = (T::kBits * (i % T::kFields) + T::kPlace) % (32 * T::kRing);
+  const uint32_t low = tile_word<Block>(t, ring + bit / 32) >> (bit % 32);
+  const uint32_t high = tile_word<Block>(t, ring + (bit / 32 + 1) % T::kRing) << 1 << (31 - bit % 32);
+  return (low | high) & ((1u << T::kBits) - 1u);
+}
+
+// The eight signs of codeword i
+template <class Block>
+static inline uint32_t tile_signs(TileRow t, int i) {
+  const bool quads = gpu::Tile<Block>::kFamily == 3;
+  const uint32_t word = tile_word<Block>(t, i / 4);
+  uint32_t signs = 0;
+  for (int j = 0; j < 8; ++j) {
+    const int place = quads ? 8 * (j % 4) + 2 * (i % 4) + j / 4 : 4 * j + i % 4;
+    signs |= ((word >> place) & 1u) << j;
+  }
+  return signs;
+}
+
+// Scale k of four bits
+template <class Block>
+static inline float tile_scale4(TileRow t, int k) {
+  return static_cast<float>((tile_word<Block>(t, gpu::Tile<Block>::kScales + k / 8) >> (4 * (k % 8))) & 15u);
+}
+
+// Codes of codeword i, and scale of unit g, as in formats/<format>.h
+template <class Block>
+struct TileUnit;
+template <>
+struct TileUnit<Iq1S> {
+  static Codes8 codes(TileRow t, int i) {
+    const int shift = i / 8 * 8 + (i % 8 / 4 ? 6 : 5);
+    return apply_delta(iq1_row(tile_field<Iq1S>(t, i) & 2047u), tile_field<Iq1S>(t, shift) >> 11 ? -1 : 1);
+  }
+  static float scale(TileRow t, int g) {
+    uint32_t s = 0;
+    for (int bit = 0; bit < 3; ++bit) {
+      const int field = g / 4 * 8 + (g % 4 / 2 ? (7 + bit) % 8 : 2 + bit);
+      s |= tile_field<Iq1S>(t, field) >> 11 << bit;
+    }
+    return tile_half<Iq1S>(t) * static_cast<float>(2 * s + 1) * 0.125f;
+  }
+};
+template <>
+struct TileUnit<Iq1M> {
+  static Codes8 codes(TileRow t, int i) {
+    const uint32_t field = tile_field<Iq1M>(t, i);
+    return apply_delta(iq1_row(field & 2047u), field >> 11 ? -1 : 1);
+  }
+  static float scale(TileRow t, int g) {
+    const uint32_t low = tile_word<Iq1M>(t, gpu::Tile<Iq1M>::kScales);
+    const uint32_t high = tile_word<Iq1M>(t, gpu::Tile<Iq1M>::kScales + 1);
+    const int bit = 3 * g;
+    const uint32_t s = (bit < 32 ? low >> bit | high << 1 << (31 - bit) : high >> (bit - 32)) & 7u;
+    return float_from_half(high >> 16) * static_cast<float>(2 * s + 1) * 0.125f;
+  }
+};
+template <>
+struct TileUnit<Iq2Xxs> {
+  static Codes8 codes(TileRow t, int i) {
+    return apply_signs(iq2_xxs_row(tile_field<Iq2Xxs>(t, i)), tile_signs<Iq2Xxs>(t, i));
+  }
+  static float scale(TileRow t, int g) { return tile_half<Iq2Xxs>(t) * (tile_scale4<Iq2Xxs>(t, g / 2) + 0.5f) * 0.25f; }
+};
+template <>
+struct TileUnit<Iq2Xs> {
+  static Codes8 codes(TileRow t, int i) {
+    return apply_signs(iq2_xs_row(tile_field<Iq2Xs>(t, i)), tile_signs<Iq2Xs>(t, i));
+  }
+  static float scale(TileRow t, int g) { return tile_half<Iq2Xs>(t) * (tile_scale4<Iq2Xs>(t, g) + 0.5f) * 0.25f; }
+};
+template <>
+struct TileUnit<Iq2S> {
+  static Codes8 codes(TileRow t, int i) {
+    return apply_signs(iq2_s_row(tile_field<Iq2S>(t, i)), tile_signs<Iq2S>(t, i));
+  }
+  static float scale(TileRow t, int g) { return tile_half<Iq2S>(t) * (tile_scale4<Iq2S>(t, g) + 0.5f) * 0.25f; }
+};
+template <>
+struct TileUnit<Iq3Xxs> {
+  static Codes8 codes(TileRow t, int i) {
+    const uint64_t second = iq3_xxs_row(tile_field<Iq3Xxs>(t, 2 * i + 1));
+    return apply_signs(iq3_xxs_row(tile_field<Iq3Xxs>(t, 2 * i)) | second << 32, tile_signs<Iq3Xxs>(t, i));
+  }
+  static float scale(TileRow t, int g) { return tile_half<Iq3Xxs>(t) * (tile_scale4<Iq3Xxs>(t, g / 2) + 0.5f) * 0.5f; }
+};
+template <>
+struct TileUnit<Iq3S> {
+  static Codes8 codes(TileRow t, int i) {
+    const uint64_t second = iq3_s_row(tile_field<Iq3S>(t, 2 * i + 1));
+    return apply_signs(iq3_s_row(tile_field<Iq3S>(t, 2 * i)) | second << 32, tile_signs<Iq3S>(t, i));
+  }
+  static float scale(TileRow t, int g) { return tile_half<Iq3S>(t) * (2.0f * tile_scale4<Iq3S>(t, g / 2) + 1.0f); }
+};
+
+// ---- a unit of any integer format ----
+
+struct Unit {
+  uint4 bytes;
+  float scale;
+  float offset;
+};
+
+// Of blocks; formats with tiles, of either layout
+template <class Block>
+struct Units {
+  enum : int { kBias = Unpack<Block>::kBias };
+  static Unit load(constant WeightArgs& w, const device uint8_t* matrix, int row, int n) {
+    const int of_block = Block::kBlockSize / 16;
+    const int g = n % of_block;
+    const device Block& b = reinterpret_cast<const device Block*>(matrix + row * w.row_bytes)[n / of_block];
+    Unit unit;
+    unit.bytes = Unpack<Block>::bytes(b, g);
+    unit.scale = scale16(b, g);
+    unit.offset = offset16(b, g);
+    return unit;
+  }
+};
+
+template <class Block>
+static inline Unit load_either(constant WeightArgs& w, const device uint8_t* matrix, int row, int n) {
+  const int g = n % 16;
+  Unit unit;
+  unit.offset = 0.0f;
+  if (w.tiles) {
+    TileRow t;
+    t.tile = matrix + row / kTileRows * w.row_bytes + n / 16 * gpu::Tile<Block>::kBytes;
+    t.lane = row % kTileRows;
+    unit.bytes = biased(TileUnit<Block>::codes(t, 2 * g), TileUnit<Block>::codes(t, 2 * g + 1));
+    unit.scale = TileUnit<Block>::scale(t, g);
+  } else {
+    const device Block& b = reinterpret_cast<const device Block*>(matrix + row * w.row_bytes)[n / 16];
+    unit.bytes = Unpack<Block>::bytes(b, g);
+    unit.scale = scale16(b, g);
+  }
+  return unit;
+}
+#define LUTKERN_EITHER(name, Block)                                                          \
+  template <>                                                                                \
+  struct Units<Block> {                                                                      \
+    enum : int { kBias = 128 };                                                              \
+    static Unit load(constant WeightArgs& w, const device uint8_t* matrix, int row, int n) { \
+      return load_either<Block>(w, matrix, row, n);                                          \
+    }                                                                                        \
+  };
+LUTKERN_METAL_TILE_FORMATS(LUTKERN_EITHER)
+#undef LUTKERN_EITHER
+
+// Four bytes as halves, each 1024 too large
+static inline half4 halves_of(uint32_t bytes) {
+  const half2 even = as_type<half2>((bytes & 0x00ff00ffu) | 0x64006400u);
+  const half2 odd = as_type<half2>((bytes >> 8 & 0x00ff00ffu) | 0x64006400u);
+  return half4(even.x, odd.x, even.y, odd.y);
+}
+
+// Four weights: one product, one sum, as the format defines them.
+template <class Block>
+static inline float4 weights_of(Unit unit, uint32_t bytes) {
+  const float4 codes = float4(halves_of(bytes)) - (1024.0f + Units<Block>::kBias);
+  const float4 product = unit.scale * codes;
+  return Block::kHasOffset ? product + unit.offset : product;
+}
+
+}  // namespace metal_kernels
+}  // namespace lutkern
