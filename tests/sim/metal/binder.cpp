@@ -1,6 +1,7 @@
 #include "binder.h"
 
 #include <ctype.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include <algorithm>
@@ -371,8 +372,28 @@ std::string Binder::run() {
 
 }  // namespace
 
+Findings::Findings(const std::string& source) {
+  parts_.push_back({1, 1, "program_source"});
+  int line = 1;
+  for (size_t at = 0; at < source.size(); ++line) {
+    const size_t end = std::min(source.find('\n', at), source.size());
+    const size_t word = source.compare(at, 6, "#line ") == 0 ? 6 : (source.compare(at, 2, "# ") == 0 ? 2 : 0);
+    if (word != 0) {  // the preprocessor leaves out the word "line"
+      const std::string rest = source.substr(at + word, end - at - word);
+      const size_t open = rest.find('"');
+      const size_t close = rest.rfind('"');
+      const std::string file = open == close ? parts_.back().file : rest.substr(open + 1, close - open - 1);
+      parts_.push_back({line + 1, atoi(rest.c_str()), file});
+    }
+    at = end + 1;
+  }
+}
+
 void Findings::add(int line, const std::string& what) {
-  text += "program_source:" + std::to_string(line) + ":1: error: " + what + "\n";
+  size_t i = parts_.size() - 1;
+  while (i > 0 && parts_[i].first > line) --i;
+  const Part& part = parts_[i];
+  text += part.file + ":" + std::to_string(line - part.first + part.line) + ":1: error: " + what + "\n";
 }
 
 std::vector<Token> tokens_of(const std::string& text) {

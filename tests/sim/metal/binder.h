@@ -23,10 +23,19 @@ struct Token {
 };
 std::vector<Token> tokens_of(const std::string& text);
 
-// What a reader found: "program_source:LINE:1: error: ...", a line each
+// What a reader found: "program_source:LINE:1: error: ...", a line each, by the file and line that #line names
 struct Findings {
+  explicit Findings(const std::string& source);
   std::string text;
   void add(int line, const std::string& what);
+
+ private:
+  struct Part {
+    int first;  // line of the source
+    int line;   // that it has by name
+    std::string file;
+  };
+  std::vector<Part> parts_;
 };
 
 // checks: for a compile that only checks address spaces, without glue.

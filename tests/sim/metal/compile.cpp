@@ -243,7 +243,7 @@ std::string precompiled(const std::vector<std::string>& flags, std::string& erro
 }
 
 bool is_bound(const std::string& text, bool checks, std::string& bound, std::string& error) {
-  Findings findings;
+  Findings findings(text);
   bound = "#line 1 \"program_source\"\n" + bind(text, checks, findings) + "\n";
   error = findings.text;
   return findings.text.empty();
@@ -287,6 +287,38 @@ std::string compiled(const std::string& text, std::string& error) {
   return "";
 }
 
+bool preprocessed(const std::string& text, std::string& plain, std::string& error) {
+  if (compiler().path.empty()) {
+    error = "check: " + compiler().problem;
+    return false;
+  }
+  std::string own = text;
+  Findings findings(text);
+  for (const Token& token : tokens_of(text)) {
+    if (!token.is_directive || token.text != "include") continue;
+    const size_t begin = text.rfind('#', token.begin);
+    const size_t end = std::min(text.find('\n', begin), text.size());
+    const std::string line = text.substr(begin, end - begin);
+    if (line.find("<metal_") == std::string::npos) findings.add(token.line, "a header that is not of Metal: " + line);
+    own.replace(begin, end - begin, end - begin, ' ');
+  }
+  error = findings.text;
+  if (!error.empty()) return false;
+  const std::string source = unique_name(cache_folder() + "/plain") + ".cpp";
+  if (!write_file(source, "#line 1 \"program_source\"\n" + own)) {
+    error = "check: cannot write " + source;
+    return false;
+  }
+  const std::string made = source + ".out";
+  const bool is_made = run_program({compiler().path, "-E", "-x", "c++", "-std=c++14", "-nostdinc", "-Wno-everything",
+                                    "-D__METAL__=1", "-D__METAL_VERSION__=240", source, "-o", made},
+                                   error) == 0;
+  plain = read_file(made);
+  unlink(source.c_str());
+  unlink(made.c_str());
+  return is_made;
+}
+
 bool is_accepted(const std::string& text, std::string& error) {
   if (compiler().path.empty()) {
     error = "compile: " + compiler().problem;
@@ -311,15 +343,21 @@ bool is_accepted(const std::string& text, std::string& error) {
   return status == 0;
 }
 
-// addr2line knows the frames of inlined functions, innermost first: the first one of the text is meant.
+// addr2line knows the frames of inlined functions, innermost first: the first one that is not of the words of Metal is meant.
 std::string line_of(const std::string& library, size_t offset) {
   char place[32];
   snprintf(place, sizeof(place), "%#zx", offset);
   std::string printed;
   if (run_program({"addr2line", "-i", "-e", library, place}, printed) != 0) return "";
-  const size_t at = printed.find("program_source:");
-  if (at == std::string::npos) return "";
-  return printed.substr(at, printed.find_first_of(" \n", at) - at);
+  for (size_t at = 0; at < printed.size();) {
+    const size_t end = std::min(printed.find('\n', at), printed.size());
+    std::string frame = printed.substr(at, end - at);
+    at = end + 1;
+    if (frame.find("/include/metal_") != std::string::npos || frame[0] == '?') continue;
+    frame = frame.substr(frame.rfind('/') + 1);
+    return frame.substr(0, frame.find(' '));
+  }
+  return "";
 }
 
 }  // namespace metal
