@@ -5,8 +5,9 @@ python tests/check_includes.py [CSRC]        one line for each violation; exit s
 formats/                       its own room
 pack/ tiles/ gpu/              formats/, their own room, tensor.h, parallel.h
 cpu/                           the same and tiles/
-cuda/ metal/                   formats/, gpu/, their own room, backend.h, tensor.h, parallel.h; in cuda/ no header of the CUDA toolkit, whose nvcc
-                               brings what kernels need, and whose driver is loaded at run time
+cuda/ metal/                   formats/, gpu/, their own room, backend.h, tensor.h, parallel.h; in cuda/ no header of
+                               the CUDA toolkit, whose nvcc brings what kernels need, and whose driver is loaded at run
+                               time
 *.metal                        of system headers metal_stdlib alone, which only they and formats/port.h include
 api.cpp api_device.cpp         everything of ours; what they share: boundary.h
 bindings/                      its own room, lutkern.h; the only place for Python, NumPy, pybind11 and Torch headers
