@@ -1,0 +1,94 @@
+// out[token, row] = sum over columns of weight[row, column] * x[token, column], x as int8 with a scale for 32 columns.
+//
+// Reads tiles (gpu/tile.h): lane = row. A threadgroup has two rows of tiles, which meet the same x; its SIMD groups share the
+// 256-column tiles.
+//
+//   load the first tiles; fill the table
+//   for each tile of this SIMD group: 256 columns of x to integers (activations.metal), the sums of both rows (dot.metal)
+//   add the SIMD groups in their order, store 64 rows
+//
+// What matters: 16 bytes of each lane in one load, 1.6 to 3.6 KB of a tile at once, two tiles on their way for each of the up
+// to 32 SIMD groups of a core, so nothing is loaded ahead by hand: where a SIMD group waits, others multiply. Beside the 600 to
+// 1100 operations for each tile of a row: making x 90 for two tiles; filling the table 8 (iq1: 4096 entries, 8 for each
+// thread) to 40 for an entry, 60 to 100 for a thread; both hidden where the memory is the limit.
+//
+// Operations for a codeword: dot.metal. The caller guarantees tiles, a plan of matvec_plan.h, stored_cols > 0, and that nothing
+// writes x or the weight meanwhile.
+#pragma once
+#include "dot.metal"
+#include "one_shape.h"
+
+#if defined(LK_WEIGHT)
+namespace lutkern {
+namespace metal_kernels {
+
+// Adds what the SIMD groups have of two rows of each lane, in their order. sums: 32 of each SIMD group, which may lie where x
+// was staged.
+static inline float2 add_simdgroups(float2 sum, threadgroup float2* sums, uint simdgroup, uint simdgroups, uint lane) {
+  threadgroup_barrier(mem_flags::mem_threadgroup);
+  sums[32 * simdgroup + lane] = sum;
+  threadgroup_barrier(mem_flags::mem_threadgroup);
+  float2 total = sums[lane];
+  for (uint s = 1; s < simdgroups; ++s) total += sums[32 * s + lane];
+  return total;
+}
+
+}  // namespace metal_kernels
+}  // namespace lutkern
+
+kernel void matvec(constant ProductArgs& args [[buffer(0)]], device const uchar* weight [[buffer(1)]],
+                   device const uchar* x [[buffer(2)]], device float* out [[buffer(3)]],
+                   uint3 group [[threadgroup_position_in_grid]], uint thread_index [[thread_index_in_threadgroup]],
+                   uint3 threads [[threads_per_threadgroup]], uint simdgroup [[simdgroup_index_in_threadgroup]],
+                   uint lane [[thread_index_in_simdgroup]], uint simdgroups [[simdgroups_per_threadgroup]]) {
+  threadgroup uint table[Table<LK_WEIGHT>::kWords];
+  threadgroup uint4 staged[kOneSimdgroups * kStagedWords];
+  threadgroup uint4* own = staged + kStagedWords * simdgroup;
+
+  const int tiles = args.w.stored_cols / kTileCols;
+  const int tile_rows = (args.row_end + kTileRows - 1) / kTileRows;
+  const int first_row = args.row_begin / kTileRows + kRowsTogether * static_cast<int>(group.x);
+  const int other_row = first_row + 1 < tile_rows ? first_row + 1 : first_row;  // the same again, where there is none
+  device const uchar* first = weight + first_row * args.w.row_bytes;
+  device const uchar* other = weight + other_row * args.w.row_bytes;
+  const int64_t x_row = static_cast<int64_t>(group.y) * args.x.row_stride;
+
+  Dot<LK_WEIGHT> a;
+  Dot<LK_WEIGHT> b;
+  Numbers8 numbers;
+  int tile = static_cast<int>(simdgroup);
+  if (tile < tiles) {
+    a.load(first + static_cast<int64_t>(tile) * Tile<LK_WEIGHT>::kBytes, lane);
+    b.load(other + static_cast<int64_t>(tile) * Tile<LK_WEIGHT>::kBytes, lane);
+    numbers = load_numbers8(args.x, x, x_row, tile, lane);
+  }
+  Table<LK_WEIGHT>::fill(table, thread_index, threads.x);
+  threadgroup_barrier(mem_flags::mem_threadgroup);
+
+  float2 sum = float2(0.0f);
+  while (tile < tiles) {
+    const float scale = quantize8(numbers);
+    stage8(own, numbers, scale, Dot<LK_WEIGHT>::kHasSums, lane);
+    simdgroup_barrier(mem_flags::mem_threadgroup);
+    dot_tile(a, b, table, table, own);
+    sum.x = fma(a.scale(), a.sum, sum.x);
+    sum.y = fma(b.scale(), b.sum, sum.y);
+    tile += static_cast<int>(simdgroups);
+    if (tile < tiles) {
+      a.load(first + static_cast<int64_t>(tile) * Tile<LK_WEIGHT>::kBytes, lane);
+      b.load(other + static_cast<int64_t>(tile) * Tile<LK_WEIGHT>::kBytes, lane);
+      numbers = load_numbers8(args.x, x, x_row, tile, lane);
+    }
+    simdgroup_barrier(mem_flags::mem_threadgroup);
+  }
+
+  sum = add_simdgroups(sum, reinterpret_cast<threadgroup float2*>(staged), simdgroup, simdgroups, lane);
+  if (simdgroup > 0) return;
+  device float* out_row = out + static_cast<int64_t>(group.y) * args.out_stride;
+  const int row = kTileRows * first_row + static_cast<int>(lane);
+  if (row >= args.row_begin && row < args.row_end) out_row[row] = sum.x;
+  if (row + kTileRows >= args.row_begin && row + kTileRows < args.row_end && other_row > first_row) {
+    out_row[row + kTileRows] = sum.y;
+  }
+}
+#endif
