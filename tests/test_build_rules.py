@@ -14,7 +14,8 @@ import pytest
 import lutkern
 
 TESTS = Path(__file__).parent
-CSRC = TESTS.parent / "csrc"
+ROOT = TESTS.parent
+CSRC = ROOT / "csrc"
 SEALED = """namespace lutkern {
 struct BlockKernels { int entry; };
 extern const BlockKernels kFakeKernels;
@@ -150,3 +151,33 @@ def test_shared_library_exports_the_c_api_and_nothing_else() -> None:
     declared = {word for word in header.replace("(", " ( ").split() if word.startswith("lutkern_")}
     assert "lutkern_matvec" in exported
     assert exported <= declared
+
+
+# ---- presets ----
+
+
+def test_presets_are_told_and_whole() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    presets = json.loads((ROOT / "CMakePresets.json").read_text(encoding="utf-8"))["configurePresets"]
+    assert {"emulated", "aarch64", "macos"} <= {preset["name"] for preset in presets}
+    for preset in presets:
+        assert f"cmake --preset {preset['name']} " in text
+        toolchain = preset.get("toolchainFile", "${sourceDir}")
+        assert Path(toolchain.replace("${sourceDir}", str(ROOT))).exists()
+
+
+def test_the_compiler_for_macos(tmp_path: Path) -> None:
+    """What zig does not know is said in its words."""
+    cmake = shutil.which("cmake")
+    if cmake is None:
+        pytest.skip("needs cmake")
+    zig = tmp_path / "python-zig"
+    zig.write_text('#!/bin/sh\necho "$@"\n')
+    zig.chmod(0o755)
+    command = [cmake, "-P", str(ROOT / "cmake" / "aarch64-macos.cmake")]
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    subprocess.run(command, cwd=tmp_path, env=environment, check=True, timeout=60)
+    flags = ["-O3", "-bundle", "-march=armv8.2-a+dotprod+i8mm", "a b.cpp"]
+    for tool, target in (("c++", " -target aarch64-macos.13.0"), ("cc", " -target aarch64-macos.13.0"), ("ar", "")):
+        told = subprocess.run([tmp_path / "zig" / tool, *flags], capture_output=True, text=True, check=True, timeout=60)
+        assert told.stdout == f"{tool}{target} -O3 -dynamiclib -mcpu=generic+v8_2a+dotprod+i8mm a b.cpp\n"
