@@ -82,6 +82,8 @@ void encoder_end(Encoder* self, Selector) {
   need_open(*self);
   self->ended = true;
   self->target->open = nullptr;
+  self->pipeline = {};
+  self->bindings = {};
 }
 
 // A range of a buffer, for a command of the encoder
