@@ -215,7 +215,11 @@ void Checker::pointers() {
     size_t type = type_before(i);
     // thread float (&sums)[4]
     if (type == kNone && is(i - 1, "(") && is_name(i + 1) && is(i + 2, ")")) type = type_before(i - 1);
-    if (type != kNone) pointer(i, type);
+    if (type == kNone) continue;
+    pointer(i, type);
+    const bool is_cast = is(i, "*") && is(i + 1, ")") && (is_name(i + 2) || is(i + 2, "(") || is(i + 2, "&"));
+    if (is_cast)
+      found(i, "a C cast of a pointer could change its address space, expected static_cast or reinterpret_cast");
   }
 }
 

@@ -1,6 +1,6 @@
 // Rules of Metal text that a C++ compiler does not know, checked word by word in what the preprocessor leaves:
 //
-//   a pointer or reference without an address space
+//   a pointer or reference without an address space, a pointer that a C cast makes
 //   data of the program, and static data, that is not constant
 //   numbers of double precision, long long, the standard library, other headers
 //   functions that call themselves

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+ROOT = Path(__file__).resolve().parents[3]
 ERROR_BYTES = 16384
 MAX_BUFFERS = 31
 
@@ -25,21 +26,20 @@ class _Buffer(ctypes.Structure):
 
 
 def simulator_path() -> Path:
-    """Return where liblutkern_metal_sim is: LUTKERN_METAL_SIM, or the newest one of a build folder of this checkout.
+    """Return where liblutkern_metal_sim is: below LUTKERN_SIM_DIR, or the newest one of the checkout's build folders.
 
     Raises
     ------
-    MetalError
+    FileNotFoundError
         There is none: target `sim` of the build with LUTKERN_TESTS makes it.
     """
-    named = os.environ.get("LUTKERN_METAL_SIM")
-    if named:
-        return Path(named)
-    root = Path(__file__).resolve().parents[3]
-    found = [*root.glob("build/**/liblutkern_metal_sim.*"), *root.glob("../build/**/liblutkern_metal_sim.*")]
+    folder = os.environ.get("LUTKERN_SIM_DIR")
+    found = [Path(folder)] if folder else [p.parents[1] for p in ROOT.glob("build/**/liblutkern_metal_sim.so")]
     if not found:
-        raise MetalError("simulator: no liblutkern_metal_sim, expected LUTKERN_METAL_SIM or a build of target sim")
-    return max(found, key=lambda p: p.stat().st_mtime)
+        raise FileNotFoundError(
+            "liblutkern_metal_sim.so: set LUTKERN_SIM_DIR to the folder where the target sim was built"
+        )
+    return max((f / "metal" / "liblutkern_metal_sim.so" for f in found), key=lambda p: p.stat().st_mtime)
 
 
 @lru_cache(maxsize=1)
