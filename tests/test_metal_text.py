@@ -75,7 +75,7 @@ PLANTED = [
     # address spaces, by clang
     ("device_as_threadgroup", "pick(tile, tid)", "pick(x, tid)", "no matching function for call to 'pick'"),
     ("constant_as_threadgroup", "pick(tile, tid)", "pick(kTable, tid)", "no matching function for call to 'pick'"),
-    ("thread_as_device", "device const uint*>(x)", "device const uint*>(more)", "changes address space"),
+    ("thread_as_device", "device const uint*>(x)", "device const uint*>(more)", "reinterpret_cast from .* is not allowed"),
     ("write_to_constant", "y[tid] =", "kTable[0] =", "read-only|const"),
     ("array_in_device_reference", "thread float (&more)[2]", "device float (&more)[2]", "no matching function"),
     # pointers and references without one
