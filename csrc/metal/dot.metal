@@ -55,7 +55,10 @@ struct Dot {
   float sum;
   float part[2];
 
-  void load(device const uchar* tile, uint lane) { row.load(tile, lane); }
+  // Of a row of tiles
+  void load_tile(device const uchar* tiles, int tile, uint lane) {
+    row.load(tiles + static_cast<int64_t>(tile) * T::kBytes, lane);
+  }
 
   void begin(float4 tail) {
     part[0] = kHasSums ? tail.y : 0.0f;
@@ -111,7 +114,7 @@ template <>
 struct Dot<NoGate> {
   enum : int { kHasSums = 0 };
   float sum;
-  void load(device const uchar*, uint) {}
+  void load_tile(device const uchar*, int, uint) {}
   void begin(float4) {}
   void add(int, threadgroup const uint*, uint4, half) {}
   void end(int, float4) { sum = 0.0f; }

@@ -18,7 +18,6 @@
 #include "dot.metal"
 #include "one_shape.h"
 
-#if defined(LK_WEIGHT)
 namespace lutkern {
 namespace metal_kernels {
 
@@ -33,9 +32,17 @@ static inline float2 add_simdgroups(float2 sum, threadgroup float2* sums, uint s
   return total;
 }
 
+// Of `row` and, where there is another row of tiles, the row below it in that
+static inline void store_rows(device float* out, float2 sum, int row, int begin, int end, bool has_other) {
+  const int other = row + kTileRows;
+  if (row >= begin && row < end) out[row] = sum.x;
+  if (other >= begin && other < end && has_other) out[other] = sum.y;
+}
+
 }  // namespace metal_kernels
 }  // namespace lutkern
 
+#if defined(LK_WEIGHT)
 kernel void matvec(constant ProductArgs& args [[buffer(0)]], device const uchar* weight [[buffer(1)]],
                    device const uchar* x [[buffer(2)]], device float* out [[buffer(3)]],
                    uint3 group [[threadgroup_position_in_grid]], uint thread_index [[thread_index_in_threadgroup]],
@@ -58,8 +65,8 @@ kernel void matvec(constant ProductArgs& args [[buffer(0)]], device const uchar*
   Numbers8 numbers;
   int tile = static_cast<int>(simdgroup);
   if (tile < tiles) {
-    a.load(first + static_cast<int64_t>(tile) * Tile<LK_WEIGHT>::kBytes, lane);
-    b.load(other + static_cast<int64_t>(tile) * Tile<LK_WEIGHT>::kBytes, lane);
+    a.load_tile(first, tile, lane);
+    b.load_tile(other, tile, lane);
     numbers = load_numbers8(args.x, x, x_row, tile, lane);
   }
   Table<LK_WEIGHT>::fill(table, thread_index, threads.x);
@@ -75,8 +82,8 @@ kernel void matvec(constant ProductArgs& args [[buffer(0)]], device const uchar*
     sum.y = fma(b.scale(), b.sum, sum.y);
     tile += static_cast<int>(simdgroups);
     if (tile < tiles) {
-      a.load(first + static_cast<int64_t>(tile) * Tile<LK_WEIGHT>::kBytes, lane);
-      b.load(other + static_cast<int64_t>(tile) * Tile<LK_WEIGHT>::kBytes, lane);
+      a.load_tile(first, tile, lane);
+      b.load_tile(other, tile, lane);
       numbers = load_numbers8(args.x, x, x_row, tile, lane);
     }
     simdgroup_barrier(mem_flags::mem_threadgroup);
@@ -84,11 +91,7 @@ kernel void matvec(constant ProductArgs& args [[buffer(0)]], device const uchar*
 
   sum = add_simdgroups(sum, reinterpret_cast<threadgroup float2*>(staged), simdgroup, simdgroups, lane);
   if (simdgroup > 0) return;
-  device float* out_row = out + static_cast<int64_t>(group.y) * args.out_stride;
-  const int row = kTileRows * first_row + static_cast<int>(lane);
-  if (row >= args.row_begin && row < args.row_end) out_row[row] = sum.x;
-  if (row + kTileRows >= args.row_begin && row + kTileRows < args.row_end && other_row > first_row) {
-    out_row[row + kTileRows] = sum.y;
-  }
+  store_rows(out + static_cast<int64_t>(group.y) * args.out_stride, sum, kTileRows * first_row + static_cast<int>(lane),
+             args.row_begin, args.row_end, other_row > first_row);
 }
 #endif
