@@ -27,7 +27,7 @@ def fake_driver(name: str) -> Path | None:
 if "LUTKERN_LIBCUDA" not in os.environ and (driver := fake_driver("libcuda_fake.so")) is not None:
     os.environ["LUTKERN_LIBCUDA"] = str(driver)
     os.environ.setdefault("LUTKERN_FAKE_CUDA", "devices=2")
-if "LUTKERN_OBJC" not in os.environ and (runtime := fake_driver("metal/libobjc_fake.so")) is not None:
+if "LUTKERN_OBJC" not in os.environ and (runtime := fake_driver("metal/fake/libobjc_fake.so")) is not None:
     os.environ["LUTKERN_OBJC"] = str(runtime)
     os.environ.setdefault("LUTKERN_FAKE_METAL", "devices=2")
 

@@ -36,7 +36,6 @@ def test_blocks_come_back_to_the_bit(fmt, layout):
 
 
 @pytest.mark.parametrize("name", ["iq1_m", "q4_k"])
-@pytest.mark.parametrize("layout", ["blocks", "tiles"])
 def test_layouts_on_the_device(name, layout):
     t = random_tensor(by_name(name), (40, 512), layout=layout)
     blocks = t.blocks()
@@ -149,7 +148,6 @@ def test_an_expert_is_a_view(name):
         t.to(device="metal")[3]
 
 
-@pytest.mark.parametrize("layout", ["blocks", "tiles"])
 def test_pickle_goes_back_to_the_device(layout):
     t = random_tensor(by_name("iq3_s"), (3, 300)).to(device="metal", layout=layout)
     again = pickle.loads(pickle.dumps(t))
