@@ -130,9 +130,9 @@ static inline float4 load_numbers(Input x, int64_t row, int column) {
 }
 
 // Columns begin .. begin + chunk - 1 of n rows of x, zeros past the last column. Every thread comes here; a barrier must
-// follow. Whole simdgroups take part in a step, because 128 divides what a token has.
+// follow. Whole blocks of 256, so that units have all of their columns, and whole simdgroups take part in a step.
 static inline void stage(Staged to, Input x, int64_t first_row, int n, int begin, Place place) {
-  const int most = (x.cols - begin + 127) / 128 * 128;
+  const int most = (x.cols - begin + kTileCols - 1) / kTileCols * kTileCols;
   const int fours = min(to.chunk, most) / 4;
   for (int i = static_cast<int>(place.thread_index); i < n * fours; i += static_cast<int>(place.threads)) {
     const int token = i / fours;
