@@ -268,6 +268,13 @@ void case_failing_work() {
   need(send<Unsigned>(next, "status") == 4 && m.numbers()[63] == 131, "the next one runs");
 }
 
+void case_nil() {
+  need(!send<void*>(nullptr, "contents") && send<Seconds>(nullptr, "GPUEndTime") == 0.0, "zero");
+  send(nullptr, "release");
+  need(count("nil") == 3, "counted");
+  need(!class_of("NSError") && class_of("NSString"), "a class that there is not");
+}
+
 void case_compiler() {
   const Pool pool;
   Id error = nullptr;
@@ -372,6 +379,7 @@ const Case kCases[] = {
     {"failures", case_failures, "fail=1"},
     {"failing_library", case_failing_library, "fail=2"},
     {"failing_work", case_failing_work, "fail=9"},
+    {"nil", case_nil, "without=NSError"},
     {"compiler", case_compiler, "shared=16384"},
     {"limits", case_limits, "memory=1500,buffer=1000"},
     {"outside", case_outside, ""},
@@ -408,7 +416,6 @@ const Death kDeaths[] = {
        static char name[] = "name";
        fake<Id(Id, char*)>("objc_msgSend")(m.device, name);
      }},
-    {"-[nil contents]: a message to nil", [](const Machine&) { send<void*>(nullptr, "contents"); }},
     {"-[MTLBuffer contents]: the object was freed",
      [](const Machine& m) {
        send(m.buffer, "release");

@@ -10,8 +10,8 @@ extern "C" {
 // "pooled": objects that lie in its pools, "pending": command buffers that were committed and are not done; -1 for
 // another name.
 int fake_metal_alive(const char* what);
-// How often until now: "calls" that may fail, "dispatches" that ran, "commits", "libraries" compiled, "waits"; -1 for
-// another name.
+// How often until now: "calls" that may fail, "dispatches" that ran, "commits", "libraries" compiled, "waits",
+// messages to "nil"; 0 for another name.
 int64_t fake_metal_count(const char* what);
 // Bytes of buffers that a device has allocated; without those that lie in the memory of the CPU.
 uint64_t fake_metal_bytes(int device);

@@ -41,4 +41,14 @@ objc_msgSend:
   br x16
   .cfi_endproc
   .size objc_msgSend, . - objc_msgSend
+
+  // What a message to nil gives: zero, in the register of whatever was asked for
+  .globl fake_objc_nothing
+  .hidden fake_objc_nothing
+  .type fake_objc_nothing, %function
+fake_objc_nothing:
+  mov x0, #0
+  fmov d0, xzr
+  ret
+  .size fake_objc_nothing, . - fake_objc_nothing
 )");

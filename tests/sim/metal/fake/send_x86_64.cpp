@@ -53,4 +53,15 @@ objc_msgSend:
   jmp *%r11
   .cfi_endproc
   .size objc_msgSend, . - objc_msgSend
+
+  # What a message to nil gives: zero, in the register of whatever was asked for
+  .globl fake_objc_nothing
+  .hidden fake_objc_nothing
+  .type fake_objc_nothing, @function
+fake_objc_nothing:
+  endbr64
+  xorl %eax, %eax
+  xorps %xmm0, %xmm0
+  ret
+  .size fake_objc_nothing, . - fake_objc_nothing
 )");

@@ -16,7 +16,8 @@ void set(Settings* s, const std::string& item) {
                                                {"unified", &s->unified}, {"macos", &s->macos},   {"shared", &s->shared},
                                                {"threads", &s->threads}, {"fail", &s->fail}};
   const std::map<std::string, size_t*> sizes = {{"page", &s->page}, {"memory", &s->memory}, {"buffer", &s->buffer}};
-  const std::map<std::string, std::string*> texts = {{"compile", &s->compile}, {"report", &s->report}};
+  const std::map<std::string, std::string*> texts = {
+      {"compile", &s->compile}, {"report", &s->report}, {"without", &s->without}};
   const size_t equals = item.find('=');
   const std::string name = item.substr(0, equals);
   const std::string value = equals == std::string::npos ? "" : item.substr(equals + 1);

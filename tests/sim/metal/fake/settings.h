@@ -21,6 +21,7 @@ struct Settings {
   size_t buffer = size_t{1} << 30;  // longest buffer
   uint64_t seed = 1;                // 0: work runs only when it is waited for
   std::string compile;              // not empty: every library is refused, with this text
+  std::string without;              // a class that there is not
   std::string report;               // file for the report at the end of the process
 };
 const Settings& settings();
