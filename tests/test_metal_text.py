@@ -16,7 +16,6 @@ import amalgamate  # noqa: E402
 
 KERNELS_H = (METAL / "kernels.h").read_text(encoding="ascii")
 TILED = re.findall(r"X\((\w+), (Iq\w+)\)", KERNELS_H)
-FORMATS_H = (METAL.parent / "formats" / "formats.h").read_text(encoding="ascii")
 
 
 def block_types() -> list[str]:
@@ -33,7 +32,7 @@ LIBRARIES = (
     [{"LK_TILES": 1, "LK_WEIGHT": block} for block in TILES]
     + [{"LK_TILES": 0, "LK_WEIGHT": block} for block in BLOCKS]
     + [{"LK_TILES": 1, "LK_GATE": a, "LK_UP": b} for a, b in zip(["NoGate", *TILES], [*TILES, TILES[0]], strict=True)]
-    + [{"LK_TILES": 0, "LK_GATE": a, "LK_UP": b} for a, b in zip(["NoGate", *BLOCKS], [*BLOCKS, "Q4K"], strict=True)]
+    + [{"LK_TILES": 0, "LK_GATE": a, "LK_UP": b} for a, b in (("NoGate", "Q4K"), ("F16", "Iq1M"), ("Iq2S", "Mxfp4"))]
 )
 
 
@@ -75,7 +74,7 @@ PLANTED = [
     # address spaces, by clang
     ("device_as_threadgroup", "pick(tile, tid)", "pick(x, tid)", "no matching function for call to 'pick'"),
     ("constant_as_threadgroup", "pick(tile, tid)", "pick(kTable, tid)", "no matching function for call to 'pick'"),
-    ("thread_as_device", "device const uint*>(x)", "device const uint*>(more)", "reinterpret_cast from .* is not allowed"),
+    ("thread_as_device", "device const uint*>(x)", "device const uint*>(more)", "_cast .* is not allowed"),
     ("write_to_constant", "y[tid] =", "kTable[0] =", "read-only|const"),
     ("array_in_device_reference", "thread float (&more)[2]", "device float (&more)[2]", "no matching function"),
     # pointers and references without one
