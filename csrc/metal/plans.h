@@ -1,64 +1,14 @@
 // Every kernel by its number, expanded from kernels.h: its name, the macros of its library, its plan.
 #pragma once
 #include "any_plan.h"
-#include "kernels.h"
-#include "plan.h"
-#if __has_include("dequantize_plan.h")
 #include "dequantize_plan.h"
-#else
-namespace lutkern {
-namespace metal {
-static inline Plan plan_dequantize(const metal_args::DequantizeArgs&) { return Plan{}; }
-}  // namespace metal
-}  // namespace lutkern
-#endif
-#if __has_include("matmul_large_plan.h")
+#include "kernels.h"
 #include "matmul_large_plan.h"
-#else
-namespace lutkern {
-namespace metal {
-static inline Plan plan_matmul_large(const metal_args::ProductArgs&) { return Plan{}; }
-}  // namespace metal
-}  // namespace lutkern
-#endif
-#if __has_include("matmul_small_plan.h")
 #include "matmul_small_plan.h"
-#else
-namespace lutkern {
-namespace metal {
-static inline Plan plan_matmul_small(const metal_args::ProductArgs&) { return Plan{}; }
-}  // namespace metal
-}  // namespace lutkern
-#endif
-#if __has_include("matvec_plan.h")
 #include "matvec_plan.h"
-#else
-namespace lutkern {
-namespace metal {
-static inline Plan plan_matvec(const metal_args::ProductArgs&) { return Plan{}; }
-}  // namespace metal
-}  // namespace lutkern
-#endif
-#if __has_include("moe_batch_plan.h")
 #include "moe_batch_plan.h"
-#else
-namespace lutkern {
-namespace metal {
-static inline Plan plan_moe_up_batch(const metal_args::MoeArgs&) { return Plan{}; }
-static inline Plan plan_moe_down_batch(const metal_args::MoeArgs&) { return Plan{}; }
-}  // namespace metal
-}  // namespace lutkern
-#endif
-#if __has_include("moe_one_plan.h")
 #include "moe_one_plan.h"
-#else
-namespace lutkern {
-namespace metal {
-static inline Plan plan_moe_up(const metal_args::MoeArgs&) { return Plan{}; }
-static inline Plan plan_moe_down(const metal_args::MoeArgs&) { return Plan{}; }
-}  // namespace metal
-}  // namespace lutkern
-#endif
+#include "plan.h"
 
 namespace lutkern {
 namespace metal {
