@@ -97,10 +97,10 @@ def matvec(t: PackedTensor, x: Any, *, exact: bool = False, out: Any = None, str
     out
         Where to write: float32, C-contiguous, (rows,), where x is.
     stream
-        Of a GPU: a ``CUstream`` as a number, or a stream of lutkern, torch or CuPy. By default the current one of torch
-        or CuPy, if x comes from there; that of x, if it is a `DeviceArray`; else the default stream. With x on the
-        device the work is only queued; a foreign x must then live until it is done, unless its library works on the
-        same stream. With x on the CPU it is done on return.
+        Of a GPU: a `Stream`; of CUDA also a ``CUstream`` as a number, or a stream of torch or CuPy. By default the
+        current one of torch or CuPy, if x comes from there; that of x, if it is a `DeviceArray`; else the default
+        stream. With x on the device the work is only queued; a foreign x must then live until it is done, unless its
+        library works on the same stream. With x on the CPU it is done on return.
 
     Returns
     -------
