@@ -86,13 +86,13 @@ def gpu(request: pytest.FixtureRequest) -> str:
     return name
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def cuda() -> None:
     """Need a CUDA device."""
     need_gpu("cuda")
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def metal() -> None:
     """Need a Metal device."""
     need_gpu("metal")

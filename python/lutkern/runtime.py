@@ -89,7 +89,7 @@ def _gpu(number: int) -> Device:
     except RuntimeError as error:  # this one of several cannot be opened
         return Device(device_name(number), False, str(error))
     if kind_of(number) == METAL:
-        detail = f"{title}, {memory / 2**30:.1f} GiB"
+        detail = f"{title}, GPU family Apple{capability}, {memory / 2**30:.1f} GiB"
         return Device(device_name(number), True, detail, memory, free)
     major, minor = divmod(capability, 10)
     detail = f"{title}, capability {major}.{minor}, {memory / 2**30:.1f} GiB, {processors} processors"
@@ -215,10 +215,10 @@ def _cuda_info() -> dict[str, Any]:
 def _metal_info() -> dict[str, Any]:
     """Return the system, the kernels of this build, which are text, and the devices."""
     language, text_bytes = _core.device_image(METAL)
-    version = _core.driver_version(METAL)
+    macos = platform.mac_ver()[0]
     gpus = [d for d in _gpus("metal") if d.available]
     return {
-        "system": f"macOS {version // 1000}.{version % 1000 // 10}" if version else None,
+        "system": f"macOS {macos}" if macos else None,
         "absent": _core.device_absent(METAL),
         "language": language,
         "text_bytes": text_bytes,
