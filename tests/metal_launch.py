@@ -174,7 +174,7 @@ def weight(w: Packed | None, tiles: bool) -> tuple[Any, Bytes | None]:
         cols=w.cols,
         stored_cols=round_up(w.cols, fmt.block_size),
     )
-    return args, at_byte(data, 4 if tiles or fmt.is_float else 1)
+    return args, at_byte(data, 16 if tiles else 4 if fmt.is_float else 1)
 
 
 def matrix(x: Array, gap: int) -> tuple[Any, Bytes]:
