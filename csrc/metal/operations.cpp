@@ -280,7 +280,8 @@ bool encode_moe(Encoding& encoding, const MoeArgs& args, const MoeKernels& kerne
   if (!encoding.begin() || !encoding.scratch(h_bytes + scale_bytes, &scratch)) return false;
   const Place h{scratch, 0};
   const Place h_scale{scratch, args.h_floats ? 0 : h_bytes};
-  const Binding up[] = {{1, kernels.gate_place},
+  // Metal wants a buffer behind every parameter, also of a gate that is not there.
+  const Binding up[] = {{1, args.gate.experts > 0 ? kernels.gate_place : kernels.up_place},
                         {2, kernels.up_place},
                         {3, arrays.x.place()},
                         {4, arrays.ids.place()},
