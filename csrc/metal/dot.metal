@@ -26,7 +26,7 @@
 //   iq3_xxs     4       18    8   0.5    1.7     32.2      55    16 for each lookup of four weights
 //   iq3_s       6.6     18    8   0.5    1.7     34.8      62    17
 //
-// The caller guarantees what lane.metal asks for.
+// The caller guarantees what lane.metal asks for, and tables at a multiple of 8 bytes.
 #pragma once
 #include "activations.metal"
 
@@ -50,7 +50,10 @@ static inline float dot4(half2 a, half2 b, uint x, uint y, float acc) {
 template <class Block>
 struct Dot {
   using T = Tile<Block>;
-  enum : int { kHasSums = T::kFamily == 1 };
+  enum : int {
+    kHasSums = T::kFamily == 1,
+    kParts = T::kFamily == 3 || T::kBits == 8 ? 1 : 2  // sums for 32 columns
+  };
   Lane<Block> row;
   float sum;
   float part[2];
@@ -67,7 +70,7 @@ struct Dot {
 
   // Codeword i; sum4: a quarter of the sum of its activations
   void add(int i, threadgroup const uint* table, uint4 x, half sum4) {
-    float acc = part[i / 2 % 2];
+    float acc = part[i / 2 % kParts];
     if (T::kFamily == 1) {
       const uint entry = *entry_at(table, entry_offset<Block>(row.words, i));
       acc = dot4(iq1_pair(entry, 0), iq1_pair(entry, 1), x.x, x.z, acc);
@@ -90,7 +93,7 @@ struct Dot {
       acc = dot4(iq3_even(first, signs, k % 8), iq3_odd(first, signs, k % 8), x.x, x.y, acc);
       acc = dot4(iq3_even(second, signs, k % 8 + 1), iq3_odd(second, signs, k % 8 + 1), x.z, x.w, acc);
     }
-    part[i / 2 % 2] = acc;
+    part[i / 2 % kParts] = acc;
   }
 
   // Of columns 32 g .. 32 g + 31
@@ -100,8 +103,8 @@ struct Dot {
       value = scale_of<Block>(row.words, 2 * g) * part[0];
       value = fma(scale_of<Block>(row.words, 2 * g + 1), part[1], value);
     } else {
-      value = part[0] + part[1];
-      if (T::kFamily == 1) value = fma(iq1_s_shift(row.words, g), tail.w, value);
+      value = part[0];
+      if (T::kFamily == 1) value = fma(iq1_s_shift(row.words, g), tail.w, part[0] + part[1]);
       value *= scale_of<Block>(row.words, 2 * g);
     }
     sum = g == 0 ? tail.x * value : fma(tail.x, value, sum);

@@ -91,6 +91,7 @@ struct Table {
   using T = Tile<Block>;
   enum : int {
     kIndexBits = T::kFamily == 1 && T::kHasHalf ? 11 : T::kBits,
+    kShifts = T::kFamily == 1 && !T::kHasHalf ? 2 : 1,
     kEntryWords = T::kFamily == 2 ? 2 : 1,
     kWords = kEntryWords << kIndexBits
   };
@@ -98,16 +99,17 @@ struct Table {
   // By all threads of a threadgroup; a barrier follows.
   static void fill(threadgroup uint* table, uint thread_index, uint threads) {
     const thread Block* format = nullptr;
-    for (uint i = thread_index; i < 1u << kIndexBits; i += threads) {
+    for (uint i = thread_index; i < (1u << kIndexBits) / kShifts; i += threads) {
+      const uint codes = codes_of(format, i);
       if (T::kFamily == 1) {
-        const uint codes = codes_of(format, i & 2047u);
-        table[i] = kOnes | (codes & 0xffu) | (codes & 0xff00u) << 8 | (~i & 2048u) >> 3;
+        const uint entry = kOnes | (codes & 0xffu) | (codes & 0xff00u) << 8;
+        table[i] = entry | (kShifts - 1u) << 8;
+        if (kShifts == 2) table[i + 2048] = entry;
       } else if (T::kFamily == 2) {
-        const uint codes = codes_of(format, i);
         table[2 * i] = iq2_word(codes);
         table[2 * i + 1] = iq2_word(codes >> 2);
       } else {
-        table[i] = iq3_word(codes_of(format, i), T::kBits == 9);
+        table[i] = iq3_word(codes, T::kBits == 9);
       }
     }
   }
@@ -168,18 +170,17 @@ static inline half2 iq3_odd(uint entry, uint signs, int k) {
 // s + 1/2 of the bits of s in a word: they become the lowest bits of a float that has no fraction.
 static inline float scale_number(uint word, int bit, int bits) {
   const bool is_high = bit + bits > 23;
-  const uint low = is_high ? word >> 16 : word;
   const int at = is_high ? bit - 16 : bit;
   const uint exponent = static_cast<uint>(150 - at) << 23;
-  return as_type<float>((low & ((1u << bits) - 1) << at) | exponent) - (as_type<float>(exponent) - 0.5f);
+  const uint field = (is_high ? word >> 16 : word) & ((1u << bits) - 1) << at;
+  return as_type<float>(field | exponent) - (as_type<float>(exponent) - 0.5f);
 }
 
-// iq1_s: the bits stand 12 apart.
+// iq1_s: the bits of a scale stand 12 apart, those of the first 32 columns of a ring in word 1, of the other in word 0.
 static inline float iq1_s_scale(const thread uint* words, int group) {
   const thread uint* ring = words + 3 * (group / 2);
-  const int at = group % 2 == 0 ? 5 : 1;
-  const uint bits = (group % 2 == 0 ? ring[1] : ring[0]) & 0x01001001u << at;
-  return scale_number(bits | bits >> 11 | bits >> 22, at, 3);
+  const uint bits = (ring[0] & 0x02002002u) | (ring[1] & 0x20020020u);
+  return scale_number(bits | bits >> 11 | bits >> 22, group % 2 == 0 ? 5 : 1, 3);
 }
 
 // First word of scales that stand by themselves

@@ -48,9 +48,10 @@ kernel void matvec(constant ProductArgs& args [[buffer(0)]], device const uchar*
                    uint3 group [[threadgroup_position_in_grid]], uint thread_index [[thread_index_in_threadgroup]],
                    uint3 threads [[threads_per_threadgroup]], uint simdgroup [[simdgroup_index_in_threadgroup]],
                    uint lane [[thread_index_in_simdgroup]], uint simdgroups [[simdgroups_per_threadgroup]]) {
-  threadgroup uint table[Table<LK_WEIGHT>::kWords];
+  threadgroup uint4 entries[Table<LK_WEIGHT>::kWords / 4];
   threadgroup uint4 staged[kOneSimdgroups * kStagedWords];
   threadgroup uint4* own = staged + kStagedWords * simdgroup;
+  threadgroup uint* table = reinterpret_cast<threadgroup uint*>(entries);
 
   const int tiles = args.w.stored_cols / kTileCols;
   const int tile_rows = (args.row_end + kTileRows - 1) / kTileRows;

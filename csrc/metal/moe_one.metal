@@ -79,18 +79,39 @@ static inline int sort_slots(constant MoeArgs& args, device const int32_t* ids, 
   return is_broken ? static_cast<int>(kNoSuchExpert) : present;
 }
 
-// Integers of h that a lane has of a tile: columns 8 lane .. 8 lane + 7
-static inline Numbers8 load_hidden8(device const half* h, uint lane) {
-  const uint4 words = reinterpret_cast<device const uint4*>(h)[lane];
-  Numbers8 out;
+// Where moe_down reads
+struct DownBuffers {
+  device const uchar* down;
+  device const int32_t* ids;
+  device const float* weights;
+  device const half* h;
+  device const float* h_scale;
+};
+
+// A tile of both rows of tiles of a slot, with what they meet: columns 8 lane .. 8 lane + 7 of h
+template <class Block>
+struct SlotTile {
+  Dot<Block> a;
+  Dot<Block> b;
+  Numbers8 q;
+  float scale;
+  float weight;
+
+  void load(constant MoeArgs& args, DownBuffers from, int64_t pair, int first_row, int other_row, int tile, uint lane) {
+    const int expert = from.ids[pair];
+    a.load_tile(tiles_of(args.down, from.down, expert, first_row), tile, lane);
+    b.load_tile(tiles_of(args.down, from.down, expert, other_row), tile, lane);
+    const uint4 words = reinterpret_cast<device const uint4*>(from.h + pair * args.h_stride + kTileCols * tile)[lane];
 #pragma unroll
-  for (int j = 0; j < 4; ++j) {
-    const half2 two = as_type<half2>(words[j]);
-    out.v[2 * j] = static_cast<float>(two.x);
-    out.v[2 * j + 1] = static_cast<float>(two.y);
+    for (int j = 0; j < 4; ++j) {
+      const half2 two = as_type<half2>(words[j]);
+      q.v[2 * j] = static_cast<float>(two.x);
+      q.v[2 * j + 1] = static_cast<float>(two.y);
+    }
+    scale = from.h_scale[pair * (args.h_stride / kGroup) + kTileCols / kGroup * tile + lane / 4];
+    weight = from.weights[pair];
   }
-  return out;
-}
+};
 
 // ---- tables ----
 
@@ -116,10 +137,11 @@ kernel void moe_up(constant MoeArgs& args [[buffer(0)]], device const uchar* gat
                    uint simdgroups [[simdgroups_per_threadgroup]]) {
   // Two formats have two tables; one has one.
   constexpr int kGateWords = Same<LK_GATE, LK_UP>::kYes ? 0 : Table<LK_GATE>::kWords;
-  threadgroup uint tables[kGateWords + Table<LK_UP>::kWords];
+  threadgroup uint4 tables[(kGateWords + Table<LK_UP>::kWords) / 4];
   threadgroup uint4 staged[kUpSimdgroups * kStagedWords];
   threadgroup uint4* own = staged + kStagedWords * simdgroup;
-  threadgroup uint* up_table = tables + kGateWords;
+  threadgroup uint* gate_table = reinterpret_cast<threadgroup uint*>(tables);
+  threadgroup uint* up_table = gate_table + kGateWords;
 
   const int64_t pair = group.y;
   const int expert = expert_of(args, ids, pair);
@@ -140,7 +162,7 @@ kernel void moe_up(constant MoeArgs& args [[buffer(0)]], device const uchar* gat
     numbers = load_numbers8(args.x, x, x_row, tile, lane);
   }
   Table<LK_UP>::fill(up_table, thread_index, threads.x);
-  if (kGateWords > 0) Table<LK_GATE>::fill(tables, thread_index, threads.x);
+  if (kGateWords > 0) Table<LK_GATE>::fill(gate_table, thread_index, threads.x);
   threadgroup_barrier(mem_flags::mem_threadgroup);
 
   float2 sum = float2(0.0f);
@@ -148,7 +170,7 @@ kernel void moe_up(constant MoeArgs& args [[buffer(0)]], device const uchar* gat
     const float scale = quantize8(numbers);
     stage8(own, numbers, scale, Dot<LK_GATE>::kHasSums || Dot<LK_UP>::kHasSums, lane);
     simdgroup_barrier(mem_flags::mem_threadgroup);
-    dot_tile(a, b, tables, up_table, own);
+    dot_tile(a, b, gate_table, up_table, own);
     sum.x = fma(a.scale(), a.sum, sum.x);
     sum.y = fma(b.scale(), b.sum, sum.y);
     tile += static_cast<int>(simdgroups);
@@ -173,10 +195,11 @@ kernel void moe_down(constant MoeArgs& args [[buffer(0)]], device const uchar* d
                      uint thread_index [[thread_index_in_threadgroup]], uint3 threads [[threads_per_threadgroup]],
                      uint simdgroup [[simdgroup_index_in_threadgroup]], uint lane [[thread_index_in_simdgroup]],
                      uint simdgroups [[simdgroups_per_threadgroup]]) {
-  threadgroup uint table[Table<LK_WEIGHT>::kWords];
+  threadgroup uint4 entries[Table<LK_WEIGHT>::kWords / 4];
   threadgroup uint4 staged[kOneSimdgroups * kStagedWords];
   threadgroup ushort order[kMostSlots];
   threadgroup uint4* own = staged + kStagedWords * simdgroup;
+  threadgroup uint* table = reinterpret_cast<threadgroup uint*>(entries);
 
   const int64_t token = group.y;
   const int64_t first_pair = token * args.k;
@@ -186,31 +209,29 @@ kernel void moe_down(constant MoeArgs& args [[buffer(0)]], device const uchar* d
   const int other_row = first_row + 1 < tile_rows ? first_row + 1 : first_row;  // the same again, where there is none
   const int slots = sort_slots(args, ids, first_pair, order, thread_index, threads.x);
   threadgroup_barrier(mem_flags::mem_threadgroup);
+
+  const DownBuffers from = {down, ids, weights, h, h_scale};
+  SlotTile<LK_WEIGHT> now;
+  int place = static_cast<int>(simdgroup) / tiles;
+  int tile = static_cast<int>(simdgroup) % tiles;
+  if (place < slots) now.load(args, from, first_pair + order[place], first_row, other_row, tile, lane);
   Table<LK_WEIGHT>::fill(table, thread_index, threads.x);
   threadgroup_barrier(mem_flags::mem_threadgroup);
 
   float2 sum = float2(slots == kNoSuchExpert ? as_type<float>(0x7fc00000u) : 0.0f);
-  int place = static_cast<int>(simdgroup) / tiles;
-  int tile = static_cast<int>(simdgroup) % tiles;
   while (place < slots) {
-    const int64_t pair = first_pair + order[place];
-    Dot<LK_WEIGHT> a;
-    Dot<LK_WEIGHT> b;
-    a.load_tile(tiles_of(args.down, down, ids[pair], first_row), tile, lane);
-    b.load_tile(tiles_of(args.down, down, ids[pair], other_row), tile, lane);
-    const Numbers8 numbers = load_hidden8(h + pair * args.h_stride + kTileCols * tile, lane);
-    const float scale = h_scale[pair * (args.h_stride / kGroup) + kTileCols / kGroup * tile + lane / 4];
-    stage8(own, numbers, scale, Dot<LK_WEIGHT>::kHasSums, lane);
+    stage8(own, now.q, now.scale, Dot<LK_WEIGHT>::kHasSums, lane);
     simdgroup_barrier(mem_flags::mem_threadgroup);
-    dot_tile(a, b, table, table, own);
-    sum.x = fma(weights[pair] * a.scale(), a.sum, sum.x);
-    sum.y = fma(weights[pair] * b.scale(), b.sum, sum.y);
-    simdgroup_barrier(mem_flags::mem_threadgroup);
+    dot_tile(now.a, now.b, table, table, own);
+    sum.x = fma(now.weight * now.a.scale(), now.a.sum, sum.x);
+    sum.y = fma(now.weight * now.b.scale(), now.b.sum, sum.y);
     tile += static_cast<int>(simdgroups);
     while (tile >= tiles) {
       tile -= tiles;
       ++place;
     }
+    if (place < slots) now.load(args, from, first_pair + order[place], first_row, other_row, tile, lane);
+    simdgroup_barrier(mem_flags::mem_threadgroup);
   }
 
   sum = add_simdgroups(sum, reinterpret_cast<threadgroup float2*>(staged), simdgroup, simdgroups, lane);
