@@ -6,10 +6,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-#if defined(LK_SIM_ASAN)
-#include <sanitizer/asan_interface.h>
-#include <sanitizer/common_interface_defs.h>
-#endif
+#include "asan.h"
 
 #if !defined(__x86_64__) && !defined(__aarch64__)
 #include <stdlib.h>
@@ -62,18 +59,15 @@ extern "C" void lutkern_sim_switch(void** save, void* to);
 namespace lutkern {
 namespace sim {
 
-#if defined(LK_SIM_ASAN)
-enum : size_t { kStackBytes = 512 * 1024 };
-#else
-enum : size_t { kStackBytes = 128 * 1024 };
-#endif
+// Frames are larger with red zones.
+static size_t stack_bytes() { return (has_asan() ? 512 : 128) * size_t{1024}; }
 
 uintptr_t g_stacks_begin;
 uintptr_t g_stacks_end;
 
 bool map_stack(Stack& stack, size_t i, size_t n) {
   const size_t page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
-  const size_t step = page + kStackBytes;
+  const size_t step = page + stack_bytes();
   if (g_stacks_begin == 0) {
     void* memory = mmap(nullptr, n * step, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (memory == MAP_FAILED) return false;
@@ -83,18 +77,16 @@ bool map_stack(Stack& stack, size_t i, size_t n) {
   uint8_t* low = reinterpret_cast<uint8_t*>(g_stacks_begin) + i * step;
   if (mprotect(low, page, PROT_NONE) != 0) return false;
   stack.low = low + page;
-  stack.bytes = kStackBytes;
+  stack.bytes = stack_bytes();
   return true;
 }
 
 void prepare_stack(Stack& stack, void (*entry)()) {
-#if defined(LK_SIM_ASAN)
   // What the frames of the last fiber left there: of one that was abandoned, anywhere.
   const size_t used = stack.is_dirty ? stack.bytes : 4096;
-  __asan_unpoison_memory_region(static_cast<uint8_t*>(stack.low) + stack.bytes - used, used);
+  set_poison(static_cast<uint8_t*>(stack.low) + stack.bytes - used, used, false);
   stack.is_dirty = false;
   stack.shadow = nullptr;
-#endif
   uint8_t* top = static_cast<uint8_t*>(stack.low) + stack.bytes;
 #if defined(__x86_64__)
   // Six registers and the entry; on entry the stack pointer is 8 past a multiple of 16, as after a call.
@@ -121,23 +113,19 @@ void prepare_stack(Stack& stack, void (*entry)()) {
 
 static Stack* g_left;  // where the running fiber was jumped to from
 
-void arrived([[maybe_unused]] Stack* left) {
-#if defined(LK_SIM_ASAN)
+void arrived(Stack* left) {
   const void* low = nullptr;
   size_t bytes = 0;
-  __sanitizer_finish_switch_fiber(left == nullptr ? nullptr : left->shadow, &low, &bytes);
+  if (!finish_switch(left == nullptr ? nullptr : left->shadow, &low, &bytes)) return;
   if (g_left != nullptr && g_left->low == nullptr) {  // the stack of the process tells its place by being left
     g_left->low = const_cast<void*>(low);
     g_left->bytes = bytes;
   }
-#endif
 }
 
-void jump(Stack& from, Stack& to, [[maybe_unused]] bool last) {
+void jump(Stack& from, Stack& to, bool last) {
   g_left = &from;
-#if defined(LK_SIM_ASAN)
-  __sanitizer_start_switch_fiber(last ? nullptr : &from.shadow, to.low, to.bytes);
-#endif
+  start_switch(last ? nullptr : &from.shadow, to.low, to.bytes);
 #if defined(__x86_64__) || defined(__aarch64__)
   lutkern_sim_switch(&from.pointer, to.pointer);
 #else

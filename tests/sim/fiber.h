@@ -3,14 +3,6 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#if defined(__SANITIZE_ADDRESS__)
-#define LK_SIM_ASAN 1
-#elif defined(__has_feature)
-#if __has_feature(address_sanitizer)
-#define LK_SIM_ASAN 1
-#endif
-#endif
-
 namespace lutkern {
 namespace sim {
 

@@ -14,12 +14,9 @@
 #include <string>
 #include <vector>
 
+#include "asan.h"
 #include "fiber.h"
 #include "watch.h"
-
-#if defined(LK_SIM_ASAN)
-#include <sanitizer/asan_interface.h>
-#endif
 
 namespace lutkern {
 namespace sim {
@@ -302,16 +299,6 @@ void fiber_main() {
 }
 
 // ---- shared memory of a block ----
-
-void set_poison([[maybe_unused]] const uint8_t* p, [[maybe_unused]] size_t bytes, [[maybe_unused]] bool on) {
-#if defined(LK_SIM_ASAN)
-  if (on) {
-    __asan_poison_memory_region(p, bytes);
-  } else {
-    __asan_unpoison_memory_region(p, bytes);
-  }
-#endif
-}
 
 void red_zone(uint8_t* p) {
   memset(p, kRed, kRedZone);

@@ -275,8 +275,6 @@ std::string compiled(const std::string& text, std::string& error) {
   std::vector<std::string> words = flags;
   // This library has what the text calls: the watch, the scheduler, and through its own dependencies the C library.
   words.insert(words.end(), {"-include-pch", shim, "-shared", "-nostdlib", "-Wl,--build-id=none"});
-  const char* sanitize = getenv("LUTKERN_SIM_SANITIZE");
-  if (sanitize != nullptr && sanitize[0] != 0) words.push_back("-shared-libsan");
   const std::string made = unique_name(library);
   words.insert(words.begin(), compiler().path);
   words.insert(words.end(), {"-o", made, source, "-x", "none", this_library()});

@@ -2,6 +2,7 @@
 
 #include <dlfcn.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include <algorithm>
@@ -9,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "../asan.h"
 #include "../simt.h"
 #include "../watch.h"
 #include "builtins.h"
@@ -74,31 +76,66 @@ void code_name(const void* code, char* name, size_t name_bytes) {
   snprintf(name, name_bytes, "%s", line.c_str());
 }
 
-// What the launch may touch. Buffers that overlap are one range.
-struct Registered {
-  explicit Registered(const std::vector<Bound>& bound) {
-    std::vector<std::pair<uintptr_t, uintptr_t>> found;
+// What the launch may touch. Buffers that overlap are one range. AddressSanitizer knows where an allocation ends: there the
+// launch has copies, one allocation each, at addresses that are alike to a multiple of 256.
+class Reach {
+ public:
+  explicit Reach(std::vector<Bound>& bound) {
     for (const Bound& b : bound) {
       const uintptr_t begin = reinterpret_cast<uintptr_t>(b.data);
-      if (b.data != nullptr) found.emplace_back(begin, begin + b.bytes);
+      if (b.data != nullptr) ranges_.push_back({begin, begin + b.bytes, nullptr});
     }
-    std::sort(found.begin(), found.end());
-    for (const auto& [begin, end] : found) {
-      if (!ranges.empty() && begin < ranges.back().second) {
-        ranges.back().second = std::max(ranges.back().second, end);
+    if (ranges_.empty()) ranges_.push_back({1, 1, nullptr});  // nothing at all
+    std::sort(ranges_.begin(), ranges_.end(), [](const Range& a, const Range& b) { return a.begin < b.begin; });
+    size_t n = 1;
+    for (const Range& range : ranges_) {
+      if (range.begin < ranges_[n - 1].end || range.begin == ranges_[n - 1].begin) {
+        ranges_[n - 1].end = std::max(ranges_[n - 1].end, range.end);
       } else {
-        ranges.emplace_back(begin, end);
+        ranges_[n++] = range;
       }
     }
-    if (ranges.empty()) ranges.emplace_back(1, 1);  // nothing at all
-    for (const auto& [begin, end] : ranges) register_memory(reinterpret_cast<void*>(begin), end - begin);
+    ranges_.resize(n);
+    for (Range& range : ranges_) {
+      if (has_asan()) copy(range, bound);
+      register_memory(place(range), range.end - range.begin);
+    }
   }
-  ~Registered() {
-    for (const auto& range : ranges) unregister_memory(reinterpret_cast<void*>(range.first));
+  ~Reach() {
+    for (const Range& range : ranges_) {
+      unregister_memory(place(range));
+      if (range.copy == nullptr) continue;
+      void* given = reinterpret_cast<void*>(range.begin);
+      const size_t bytes = range.end - range.begin;
+      if (memcmp(given, place(range), bytes) != 0) memcpy(given, place(range), bytes);  // it may be memory to read only
+      free(range.copy);
+    }
   }
-  Registered(const Registered&) = delete;
-  Registered& operator=(const Registered&) = delete;
-  std::vector<std::pair<uintptr_t, uintptr_t>> ranges;
+  Reach(const Reach&) = delete;
+  Reach& operator=(const Reach&) = delete;
+
+ private:
+  struct Range {
+    uintptr_t begin;
+    uintptr_t end;
+    uint8_t* copy;  // from a multiple of 256 on
+  };
+  static void* place(const Range& range) {
+    return range.copy == nullptr ? reinterpret_cast<void*>(range.begin) : range.copy + range.begin % 256;
+  }
+  static void copy(Range& range, std::vector<Bound>& bound) {
+    void* memory = nullptr;
+    if (posix_memalign(&memory, 256, range.begin % 256 + range.end - range.begin) != 0) return;
+    range.copy = static_cast<uint8_t*>(memory);
+    memcpy(place(range), reinterpret_cast<void*>(range.begin), range.end - range.begin);
+    for (Bound& b : bound) {
+      const uintptr_t begin = reinterpret_cast<uintptr_t>(b.data);
+      if (begin < range.begin || begin >= range.end) continue;
+      b.data = static_cast<uint8_t*>(place(range)) + (begin - range.begin);
+    }
+  }
+
+  std::vector<Range> ranges_;
 };
 
 std::string wrong_buffer(const KernelRecord& kernel, const std::vector<Bound>& bound) {
@@ -195,7 +232,7 @@ int lk_metal_launch(void* library, const char* name, const lk_metal_buffer* buff
   why = metal::wrong_buffer(record, bound);
   if (!why.empty()) return metal::told(why, error, error_bytes);
   const std::lock_guard<std::mutex> lock(metal::g_launching);
-  const metal::Registered registered(bound);
+  const metal::Reach reach(bound);
   metal::g_launched = &from;
   sim::watch_tables(reinterpret_cast<const void*>(record.body));
   sim::watch_alignment(true);
