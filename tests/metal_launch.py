@@ -160,7 +160,7 @@ def to_tiles(w: Packed) -> Bytes:
 
 
 def weight(w: Packed | None, tiles: bool) -> tuple[Any, Bytes | None]:
-    """WeightArgs and the bytes. Blocks of codes lie at an odd address, as they may."""
+    """WeightArgs and the bytes. Tiles lie at a multiple of 16, blocks of codes at an odd address, as they may."""
     if w is None:
         return structs()["WeightArgs"](), None
     fmt = FORMATS[w.format]

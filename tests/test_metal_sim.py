@@ -305,7 +305,7 @@ def test_threads_that_do_not_meet(barrier, found):
         ("threadgroup float t[64];\nif (tid == 0u) y[0] = t[1];", "reads shared memory that no thread has written"),
         (
             "const float4 v = reinterpret_cast<device const float4*>(x + 1)[0];\ny[tid] = v.x + v.y + v.z + v.w;",
-            "reads 16 bytes at 0x[0-9a-f]+, expected a multiple of 16 at program_source:4",
+            "uses 0x[0-9a-f]+, expected a multiple of 16 at program_source:4",
         ),
         (
             "simdgroup_float8x8 m;\nsimdgroup_load(m, x + lane);\nsimdgroup_store(m, y);",

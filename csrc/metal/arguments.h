@@ -17,7 +17,7 @@ using gpu::kGroup;
 using gpu::kTileCols;
 using gpu::kTileRows;
 
-// A weight whose first byte is that of its buffer.
+// A weight whose first byte is that of its buffer: blocks lie anywhere, floats at a multiple of 4 bytes, tiles of 16.
 struct WeightArgs {
   int64_t expert_bytes;  // from expert to expert
   int64_t row_bytes;     // from row of blocks, or row of tiles, to the next

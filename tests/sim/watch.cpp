@@ -71,7 +71,6 @@ struct Watch {
 
 Watch g;
 bool g_sees_all;  // plain loads and stores too
-bool g_checks_alignment;
 std::mutex g_registry;
 std::map<uintptr_t, size_t> g_registered;
 
@@ -307,8 +306,6 @@ const char* watch_access(uintptr_t begin, size_t bytes, bool is_write) {
 
 void watch_tables(const void* place) { g.tables = place == nullptr ? Range{0, 0} : image_of(place); }
 
-void watch_alignment(bool on) { g_checks_alignment = on; }
-
 bool watch_site(const void* p, Site site) {
   g.told = p;
   g.site = site;
@@ -333,18 +330,6 @@ static void watched(const void* p, size_t bytes, bool is_write, const void* code
   fail_at(code, text);
 }
 
-// An access of a type that has the alignment of its size. A vector of 16 bytes has it too; nothing else is loaded or stored
-// by 16 bytes at once.
-static void aligned(const void* p, size_t bytes, bool is_write, const void* code) {
-  if (g_checks_alignment && is_running && reinterpret_cast<uintptr_t>(p) % bytes != 0) {
-    char text[100];
-    snprintf(text, sizeof(text), "%s %zu bytes at %p, expected a multiple of %zu", is_write ? "writes" : "reads", bytes,
-             p, bytes);
-    fail_at(code, text);
-  }
-  watched(p, bytes, is_write, code);
-}
-
 }  // namespace sim
 }  // namespace lutkern
 
@@ -352,26 +337,26 @@ static void aligned(const void* p, size_t bytes, bool is_write, const void* code
 
 extern "C" {
 
-#define LK_WATCH(how, name, bytes, is_write) \
-  void __tsan_##name(void* p) { lutkern::sim::how(p, bytes, is_write, __builtin_return_address(0)); }
-LK_WATCH(watched, read1, 1, false)
-LK_WATCH(aligned, read2, 2, false)
-LK_WATCH(aligned, read4, 4, false)
-LK_WATCH(aligned, read8, 8, false)
-LK_WATCH(aligned, read16, 16, false)
-LK_WATCH(watched, write1, 1, true)
-LK_WATCH(aligned, write2, 2, true)
-LK_WATCH(aligned, write4, 4, true)
-LK_WATCH(aligned, write8, 8, true)
-LK_WATCH(aligned, write16, 16, true)
-LK_WATCH(watched, unaligned_read2, 2, false)
-LK_WATCH(watched, unaligned_read4, 4, false)
-LK_WATCH(watched, unaligned_read8, 8, false)
-LK_WATCH(watched, unaligned_read16, 16, false)
-LK_WATCH(watched, unaligned_write2, 2, true)
-LK_WATCH(watched, unaligned_write4, 4, true)
-LK_WATCH(watched, unaligned_write8, 8, true)
-LK_WATCH(watched, unaligned_write16, 16, true)
+#define LK_WATCH(name, bytes, is_write) \
+  void __tsan_##name(void* p) { lutkern::sim::watched(p, bytes, is_write, __builtin_return_address(0)); }
+LK_WATCH(read1, 1, false)
+LK_WATCH(read2, 2, false)
+LK_WATCH(read4, 4, false)
+LK_WATCH(read8, 8, false)
+LK_WATCH(read16, 16, false)
+LK_WATCH(write1, 1, true)
+LK_WATCH(write2, 2, true)
+LK_WATCH(write4, 4, true)
+LK_WATCH(write8, 8, true)
+LK_WATCH(write16, 16, true)
+LK_WATCH(unaligned_read2, 2, false)
+LK_WATCH(unaligned_read4, 4, false)
+LK_WATCH(unaligned_read8, 8, false)
+LK_WATCH(unaligned_read16, 16, false)
+LK_WATCH(unaligned_write2, 2, true)
+LK_WATCH(unaligned_write4, 4, true)
+LK_WATCH(unaligned_write8, 8, true)
+LK_WATCH(unaligned_write16, 16, true)
 #undef LK_WATCH
 
 void __tsan_read_range(void* p, size_t bytes) { lutkern::sim::watched(p, bytes, false, __builtin_return_address(0)); }

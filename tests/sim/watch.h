@@ -51,8 +51,6 @@ const char* watch_access(uintptr_t begin, size_t bytes, bool is_write);
 
 // What a launch may read besides: the tables of the library that has this place in it.
 void watch_tables(const void* place);
-// Accesses of 2 bytes and more must be at a multiple of their size.
-void watch_alignment(bool on);
 
 // The place of the access that comes next; true if it will be watched by itself.
 bool watch_site(const void* p, Site site);

@@ -206,7 +206,8 @@ std::vector<std::string> code_flags() {
     flags.push_back("-fno-sanitize-recover=all");
     flags.push_back("-fno-omit-frame-pointer");
   } else {
-    flags.push_back("-fsanitize=thread");
+    flags.push_back("-fsanitize=thread,alignment");
+    flags.push_back("-fno-sanitize-recover=alignment");
     flags.push_back("-mllvm");
     flags.push_back("-tsan-instrument-func-entry-exit=0");
   }

@@ -171,6 +171,26 @@ std::string wrong_kernel(const Library& library, const char* name) {
 }  // namespace sim
 }  // namespace lutkern
 
+// ---- what -fsanitize=alignment calls ----
+
+extern "C" {
+
+struct lk_misaligned {
+  const char* file;
+  uint32_t line;
+  uint32_t column;
+  const void* type;
+  uint8_t log_alignment;
+  uint8_t kind;
+};
+void __ubsan_handle_type_mismatch_v1_abort(const lk_misaligned* found, uintptr_t p) {
+  const unsigned alignment = 1u << found->log_alignment;
+  sim::fail({found->file, static_cast<int>(found->line)}, "uses %#zx, expected a multiple of %u",
+            static_cast<size_t>(p), alignment);
+}
+
+}  // extern "C"
+
 using metal::Library;
 
 int lk_metal_compile(const char* text, void** library, char* error, size_t error_bytes) {
@@ -235,7 +255,6 @@ int lk_metal_launch(void* library, const char* name, const lk_metal_buffer* buff
   const metal::Reach reach(bound);
   metal::g_launched = &from;
   sim::watch_tables(reinterpret_cast<const void*>(record.body));
-  sim::watch_alignment(true);
   sim::set_shared_limit(metal::kThreadgroupLimit);
   sim::Kernel kernel;
   kernel.name = record.name;
