@@ -116,8 +116,9 @@ typedef struct lutkern_options {
   lutkern_parallel_for parallel_for; /* null: the library's threads */
   void* parallel_context;
   int32_t effort; /* pack: lutkern_effort */
-  void* stream;   /* of a device: the CUstream on which the work is queued; null is the default stream. Work whose
-                     arrays all lie on the device is only queued; work with arrays of the CPU is done on return */
+  void* stream;   /* of a device: the CUstream, or the stream of lutkern_stream_create, on which the work is queued; null
+                     is the default stream. Work whose arrays all lie on the device is only queued; work with arrays of
+                     the CPU is done on return */
 } lutkern_options;
 
 /* y[t] = sum over k of expert_weights[t, k] * down[e] h, h = activation(gate[e] x[t]) * (up[e] x[t]),
@@ -143,7 +144,7 @@ typedef struct lutkern_device_info {
   int64_t free_bytes;
   int64_t cache_bytes; /* last level, 0 if unknown */
   int32_t processors;  /* streaming multiprocessors */
-  int32_t capability;  /* CUDA: 10 * major + minor */
+  int32_t capability;  /* CUDA: 10 * major + minor; Metal: the family of Apple GPUs, 7 for M1 */
 } lutkern_device_info;
 
 /* The text of the last failure on this thread; never null. */
@@ -208,9 +209,9 @@ LUTKERN_API int32_t lutkern_device_count(lutkern_device_kind kind);
 /* One line: why there is no device of the kind; null if there is one. */
 LUTKERN_API const char* lutkern_device_absent(lutkern_device_kind kind);
 LUTKERN_API lutkern_status lutkern_get_device_info(int32_t device, lutkern_device_info* out);
-/* The version of the driver, 1000 * major + 10 * minor; 0 where there is none. */
+/* The version of the driver, 1000 * major + 10 * minor, for Metal that of macOS; 0 where there is none. */
 LUTKERN_API int32_t lutkern_driver_version(lutkern_device_kind kind);
-/* What the kernels of this build are made for, "75 80 86", and their bytes; null if it has none. */
+/* What the kernels of this build are made for, "75 80 86" or "Metal 2.4", and their bytes; null if it has none. */
 LUTKERN_API const char* lutkern_device_image(lutkern_device_kind kind, int64_t* nbytes);
 /* Bytes that a weight needs in a layout of a device, 0 for what is unknown or has no tiles there. */
 LUTKERN_API int64_t lutkern_device_tensor_bytes(int32_t device, int32_t ggml_type, lutkern_layout layout,

@@ -36,11 +36,11 @@ Reason reason() {
 }
 
 // Metal has no version of its own: it is that of macOS.
-int32_t driver_version() { return 0; }
+int32_t driver_version() { return find_runtime() ? system_version() : 0; }
 
 const char* image(int64_t* nbytes) {
   *nbytes = static_cast<int64_t>(kKernelTextBytes);
-  return "Metal 2.4, Apple7";
+  return "Metal 2.4";
 }
 
 bool open(int index) { return open_device(index) != nullptr; }

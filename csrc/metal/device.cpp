@@ -213,9 +213,13 @@ bool Device::finish(void* handle) {
 }
 
 void Device::drain(void* handle) {
-  for_streams([&](Stream& stream) {
-    if (handle == LUTKERN_ALL_STREAMS || handle == &stream) stream.drain();
-  });
+  Stream* one = nullptr;
+  if (handle != LUTKERN_ALL_STREAMS && hold_stream(handle, &one)) {
+    one->drain();
+    one->let_go();
+  } else {
+    for_streams([](Stream& stream) { stream.drain(); });
+  }
 }
 
 }  // namespace metal

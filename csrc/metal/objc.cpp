@@ -73,6 +73,7 @@ bool look_up(const Libraries& libraries) {
     *entry.where = dlsym(entry.library, entry.name);
     if (!*entry.where) return absent("no Metal: the Objective-C runtime has no %s", entry.name);
   }
+  *reinterpret_cast<void**>(&g_runtime.read_system) = dlsym(libraries.objc, "sysctlbyname");
   return true;
 }
 
@@ -142,6 +143,15 @@ bool find_runtime() {
   if (g_forked) return false;
   std::call_once(g_once, [] { g_found = find(); });
   return g_found;
+}
+
+int system_version() {
+  char text[32] = "";
+  size_t bytes = sizeof(text) - 1;
+  int major = 0;
+  int minor = 0;
+  if (!g_runtime.read_system || g_runtime.read_system("kern.osproductversion", text, &bytes, nullptr, 0) != 0) return 0;
+  return sscanf(text, "%d.%d", &major, &minor) >= 1 ? 1000 * major + 10 * minor : 0;
 }
 
 const char* no_runtime() { return g_forked ? kForked : g_absent; }

@@ -32,6 +32,8 @@ bool failed_call(const char* call, Id error);
 
 // Loads it at the first call. False: there is none, or this is the child of a process that used Metal.
 bool find_runtime();
+// 1000 * major + 10 * minor of macOS; 0 where it is not known. After find_runtime()
+int system_version();
 // Why find_runtime() returned false
 const char* no_runtime();
 // True in the child of a process that used Metal: no message may be sent there, not even to release.
@@ -65,6 +67,7 @@ struct Runtime {
   void* (*push_pool)();
   void (*pop_pool)(void*);
   Id (*copy_all_devices)();
+  int (*read_system)(Text, void*, size_t*, void*, size_t);  // null: unknown
   SelectorId selector[kMessages];
   Id classes[kClasses];
 };

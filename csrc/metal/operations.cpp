@@ -118,6 +118,10 @@ Array plain_array(const char* what, const void* data, int64_t rows, int64_t cols
   return Array(what, data, rows, row_bytes, row_bytes, 4);
 }
 
+double products_of(const Weight& w, int64_t tokens) {
+  return static_cast<double>(w.experts * w.rows * w.cols) * static_cast<double>(tokens);
+}
+
 bool is_tuned(Layout layout, bool exact) { return layout == Layout::tiles && !exact; }
 
 bool wants_floats(const Weight& w, bool exact) { return exact || w.info().is_float; }
@@ -181,7 +185,7 @@ bool dequantize(Device& device, const Weight& w, Dtype dtype, void* out, void* s
   }
   Encoding encoding(*held);
   const Binding bindings[] = {{1, weight}, {2, place}};
-  return encoding.begin() && encoding.dispatch(pipeline, kernel, &args, bindings, 2);
+  return encoding.begin() && encoding.dispatch(pipeline, kernel, &args, bindings, 2, products_of(w, 1));
 }
 
 bool multiply(Device& device, const ProductWork& work, void* stream) {
@@ -212,7 +216,9 @@ bool multiply(Device& device, const ProductWork& work, void* stream) {
   {
     Encoding encoding(*held);
     const Binding bindings[] = {{1, weight}, {2, x.place()}, {3, out.place()}};
-    if (!encoding.begin() || !encoding.dispatch(pipeline, kernel, &args, bindings, 3)) return false;
+    if (!encoding.begin() ||
+        !encoding.dispatch(pipeline, kernel, &args, bindings, 3, products_of(*work.w, work.x.rows)))
+      return false;
     moment = encoding.moment();
   }
   if (!on_cpu) return true;
@@ -272,7 +278,8 @@ struct MoeKernels {
 };
 
 // One dispatch for gate and up, one for down, in one command buffer
-bool encode_moe(Encoding& encoding, const MoeArgs& args, const MoeKernels& kernels, const MoeArrays& arrays) {
+bool encode_moe(Encoding& encoding, const MoeArgs& args, const MoeKernels& kernels, const MoeArrays& arrays,
+                double products) {
   const size_t numbers = static_cast<size_t>(int64_t{args.x.rows} * args.k * args.h_stride);
   const size_t h_bytes = numbers * (args.h_floats ? sizeof(float) : sizeof(uint16_t));
   const size_t scale_bytes = args.h_floats ? 0 : numbers / kGroup * sizeof(float);
@@ -290,8 +297,8 @@ bool encode_moe(Encoding& encoding, const MoeArgs& args, const MoeKernels& kerne
   const Binding down[] = {
       {1, kernels.down_place}, {2, arrays.ids.place()}, {3, arrays.weights.place()}, {4, h}, {5, h_scale},
       {6, arrays.out.place()}};
-  return encoding.dispatch(kernels.up_pipeline, kernels.up, &args, up, 6) &&
-         encoding.dispatch(kernels.down_pipeline, kernels.down, &args, down, 6);
+  return encoding.dispatch(kernels.up_pipeline, kernels.up, &args, up, 6, products) &&
+         encoding.dispatch(kernels.down_pipeline, kernels.down, &args, down, 6, products);
 }
 
 // No pairs: zeros
@@ -323,10 +330,11 @@ bool moe(Device& device, const MoeWork& work, void* stream) {
                      work.partial,
                      wants_floats(*work.down, work.exact),
                      0};
+  const double products = products_of(*work.up, work.x.rows * work.k) / static_cast<double>(work.up->experts);
   uint64_t moment = 0;
   {
     Encoding encoding(*held);
-    if (!encode_moe(encoding, args, kernels, arrays)) return false;
+    if (!encode_moe(encoding, args, kernels, arrays, products)) return false;
     moment = encoding.moment();
   }
   if (!on_cpu) return true;

@@ -52,6 +52,7 @@ void Stream::commit() {
   batches_[n_batches_].serial = serial_;
   ++n_batches_;
   dispatches_ = 0;
+  products_ = 0;
 }
 
 // A command buffer that has ended: its time, and its failure.
@@ -152,12 +153,13 @@ void Stream::forget(Event* event) {
 // ---- encoding ----
 
 Encoding::~Encoding() {
-  if (stream_.dispatches_ < kBatchDispatches) return;
+  if (stream_.dispatches_ < kBatchDispatches && stream_.products_ < kBatchProducts) return;
   stream_.make_room(hold_);
   stream_.commit();
 }
 
-bool Encoding::dispatch(const Pipeline& pipeline, KernelId kernel, const void* args, const Binding* bindings, int n) {
+bool Encoding::dispatch(const Pipeline& pipeline, KernelId kernel, const void* args, const Binding* bindings, int n,
+                        double products) {
   const Plan plan = plan_of(kernel, args);
   if (plan.groups_x == 0 || plan.groups_y == 0 || plan.groups_z == 0) return true;
   if (stream_.encoder_copies_) stream_.end_encoder();
@@ -175,6 +177,7 @@ bool Encoding::dispatch(const Pipeline& pipeline, KernelId kernel, const void* a
   const Unsigned threads = plan.threads < pipeline.max_threads ? plan.threads : pipeline.max_threads;
   objc::dispatch(encoder, Size{plan.groups_x, plan.groups_y, plan.groups_z}, Size{threads, 1, 1});
   ++stream_.dispatches_;
+  stream_.products_ += products;
   return true;
 }
 

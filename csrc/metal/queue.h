@@ -16,6 +16,9 @@ enum : int {
   kMaxBatches = 32        // committed and not waited for: Metal allows 64 of a queue
 };
 
+// A command buffer that works for seconds is ended by the system.
+constexpr double kBatchProducts = 1e11;
+
 struct Event;
 
 class Stream {
@@ -63,7 +66,8 @@ class Stream {
   Owned commands_;  // open, or null
   Owned encoder_;
   bool encoder_copies_ = false;
-  int dispatches_ = 0;
+  int dispatches_ = 0;  // of the open command buffer
+  double products_ = 0;
   uint64_t serial_ = 0;  // of the last command buffer that was begun
   uint64_t done_ = 0;    // of the last one that has ended
   Batch batches_[kMaxBatches];
@@ -101,7 +105,9 @@ class Encoding {
   Encoding& operator=(const Encoding&) = delete;
 
   bool begin() { return stream_.begin(); }
-  bool dispatch(const Pipeline& pipeline, KernelId kernel, const void* args, const Binding* bindings, int n);
+  // products: of numbers, about, that the kernel makes
+  bool dispatch(const Pipeline& pipeline, KernelId kernel, const void* args, const Binding* bindings, int n,
+                double products);
   // Offsets and size are multiples of 4.
   bool copy(const Place& to, const Place& from, size_t bytes);
   // Memory for what one dispatch hands to the next; the next operation of the stream uses it anew.

@@ -105,3 +105,4 @@ struct Size {
 //   Id objc_getClass(Text);  SelectorId sel_registerName(Text);  objc_msgSend, cast to what a message wants
 //   void* objc_autoreleasePoolPush(void);  void objc_autoreleasePoolPop(void*);
 //   Id MTLCopyAllDevices(void)                                   an NSArray that belongs to the caller
+//   int sysctlbyname(Text, void*, size_t*, void*, size_t)        of the system, for its version; may be missing

@@ -292,6 +292,18 @@ FAKE_API Array* MTLCopyAllDevices(void) {
   return new Array(std::move(all));
 }
 
+// Of the system, which every Mac has
+FAKE_API int sysctlbyname(const char* name, void* out, size_t* bytes, void* to, size_t) {
+  const Held held;
+  enter_function("sysctlbyname");
+  const std::string version = std::to_string(settings().macos) + ".5";
+  if (strcmp(name, "kern.osproductversion") != 0 || to) stop("%s is not known", name);
+  if (*bytes <= version.size()) return -1;
+  memcpy(out, version.c_str(), version.size() + 1);
+  *bytes = version.size() + 1;
+  return 0;
+}
+
 FAKE_API uint64_t fake_metal_bytes(int device) {
   const Held held;
   return device < static_cast<int>(devices().size()) ? devices()[static_cast<size_t>(device)]->used : 0;
