@@ -75,7 +75,7 @@ const char* kernel(int index, FormatId format, lutkern_operation operation, Layo
 
 // ---- memory ----
 
-// Memory is zeroed and nobody's before: any stream may use it.
+// Memory of a new buffer is in use nowhere: any stream may have it.
 bool allocate(int index, size_t nbytes, void*, void** out) {
   return on_device(index, [&](Device& d) { return d.memory().allocate(nbytes, out); });
 }

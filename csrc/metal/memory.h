@@ -19,7 +19,7 @@ class Memory {
   // max_bytes: of one buffer
   void open(Id device, int index, Unsigned max_bytes);
 
-  // Shared memory of its own, zeroed
+  // Shared memory of its own
   bool allocate(size_t bytes, void** out);
   // Memory of somebody else, rounded to whole pages. The same beginning may be wrapped again.
   bool wrap(const void* data, size_t bytes);

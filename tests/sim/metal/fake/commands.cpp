@@ -49,7 +49,7 @@ void buffer_commit(CommandBuffer* self, Selector) {
   need_building(*self);
   count("commits");
   if (fails()) {
-    self->steps.emplace_front([]() -> std::string { return "the settings asked for a failure"; });
+    self->steps.emplace_front([]() -> std::string { return kAsked; });
   }
   self->status = kCommitted;
   self->queue->committed.emplace_back(self);

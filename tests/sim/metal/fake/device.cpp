@@ -29,7 +29,6 @@ constexpr size_t kAlignment = 256;
 constexpr uint8_t kUnwritten = 0xcd;
 constexpr uint8_t kMargin = 0xa7;  // around a buffer
 constexpr unsigned long kWriteCombined = 1;
-constexpr char kAsked[] = "the settings asked for a failure";
 
 // ---- memory ----
 

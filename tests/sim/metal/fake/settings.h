@@ -25,6 +25,8 @@ struct Settings {
   std::string report;               // file for the report at the end of the process
 };
 const Settings& settings();
+// What a call says that fails because of them
+constexpr char kAsked[] = "the settings asked for a failure";
 // A number that the seed chooses, below bound; 0 where the seed is 0
 uint64_t choice(uint64_t bound);
 
