@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -96,6 +97,17 @@ def cuda() -> None:
 def metal() -> None:
     """Need a Metal device."""
     need_gpu("metal")
+
+
+@pytest.fixture(scope="session")
+def fake_metal(metal: None) -> ctypes.CDLL:
+    """Need the simulated device of tests/sim/metal/fake, and return its library: fake_metal.h."""
+    if "fake" not in os.environ.get("LUTKERN_OBJC", ""):
+        pytest.skip("this Metal is the real one")
+    library = ctypes.CDLL(os.environ["LUTKERN_OBJC"])
+    library.fake_metal_count.argtypes = [ctypes.c_char_p]
+    library.fake_metal_count.restype = ctypes.c_int64
+    return library
 
 
 @pytest.fixture

@@ -150,18 +150,27 @@ def test_host_out_and_zero_tokens():
     assert empty.shape == (0, HIDDEN)
 
 
-def test_metal_works_before_the_cpu_does(monkeypatch):
+def test_metal_works_before_the_cpu_does(monkeypatch, fake_metal):
     from lutkern import hybrid
 
-    order = []
-    metal, start, here = hybrid.device_ops.moe, hybrid._start, hybrid._on_cpu
-    monkeypatch.setattr(hybrid.device_ops, "moe", lambda *a: (order.append("queued"), metal(*a))[1])
-    monkeypatch.setattr(hybrid, "_start", lambda *a: (order.append("started"), start(*a))[1])
-    monkeypatch.setattr(hybrid, "_on_cpu", lambda *a: (order.append("cpu"), here(*a))[1])
+    commits = []
+    metal, here = hybrid.device_ops.moe, hybrid._on_cpu
+
+    def watched(run):
+        def call(*arguments):
+            lutkern.synchronize("metal") if run is metal else None
+            commits.append(fake_metal.fake_metal_count(b"commits"))
+            return run(*arguments)
+
+        return call
+
+    monkeypatch.setattr(hybrid.device_ops, "moe", watched(metal))
+    monkeypatch.setattr(hybrid, "_on_cpu", watched(here))
     parts = split(layer("iq1_m", "iq1_m", "iq2_xxs"), PLACEMENT, DEVICES)
     x, ids, weights = routes(3, 3)
     lutkern.moe(x, ids, weights, *parts, placement=PLACEMENT)
-    assert order == ["queued", "started", "cpu"]
+    before, after = commits
+    assert after > before
 
 
 BAD = {

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import platform
 import re
 
 import numpy as np
@@ -60,7 +59,7 @@ for layout in ("tiles", "blocks"):
 """
 
 
-@pytest.mark.usefixtures("metal")
+@pytest.mark.usefixtures("fake_metal")
 def test_a_device_without_room():
     found = run(NO_ROOM, LUTKERN_FAKE_METAL="memory=1000000")
     assert found.stderr == ""
@@ -80,12 +79,12 @@ def test_devices():
 
 
 @pytest.mark.usefixtures("metal")
-def test_info_and_supports(monkeypatch):
-    monkeypatch.setattr(platform, "mac_ver", lambda: ("14.5", ("", "", ""), "arm64"))
+def test_info_and_supports():
     found = json.loads(json.dumps(lutkern.info()))
     metal = found["metal"]
     assert metal["absent"] is None
-    assert (metal["system"], metal["language"].startswith("Metal ")) == ("macOS 14.5", True)
+    assert metal["system"].startswith("macOS ")
+    assert metal["language"].startswith("Metal ")
     assert metal["text_bytes"] > 10000
     assert [d["name"] for d in metal["devices"]] == [n for n in found["devices"] if n.startswith("metal:")]
     assert lutkern.supports("iq1_m", "matvec", "metal") == "matvec_iq1_m"
@@ -206,7 +205,7 @@ FAILURES = {
 }
 
 
-@pytest.mark.usefixtures("metal")
+@pytest.mark.usefixtures("fake_metal")
 @pytest.mark.parametrize("call", list(FAILURES))
 def test_a_call_of_metal_fails(call):
     found = run(FAILING, LUTKERN_FAKE_METAL=f"fail={call}")
@@ -225,9 +224,59 @@ except RuntimeError as error:
 """
 
 
-@pytest.mark.usefixtures("metal")
+@pytest.mark.usefixtures("fake_metal")
 def test_what_the_compiler_says_is_told():
     found = run(REFUSED, LUTKERN_FAKE_METAL="compile=program_source:7: error: no such type")
     assert found.stderr == ""
     assert found.stdout.startswith("matvec: ")
     assert "program_source:7: error: no such type" in found.stdout
+
+
+LATE = """
+import gc
+import threading
+import lutkern
+import numpy as np
+
+rng = np.random.default_rng(0)
+x = rng.standard_normal((3, 256)).astype(np.float32)
+wide = lutkern.pack(rng.standard_normal((32, 256), np.float32), "iq2_xxs", layout="blocks")
+back = lutkern.pack(rng.standard_normal((256, 32), np.float32), "iq2_xxs", layout="blocks")
+expected = lutkern.matmul(back.to(device="metal"), lutkern.matmul(wide.to(device="metal"), x))
+
+# Everything that went in is gone before anything has run.
+y = lutkern.matmul(back.to(device="metal"), lutkern.matmul(wide.to(device="metal"), lutkern.to_device(x, "metal")))
+gc.collect()
+assert np.array_equal(y.numpy(), expected)
+
+# The CPU reads what the GPU writes, on the stream of the array and on another one.
+for stream in (None, lutkern.Stream("metal")):
+    y = lutkern.matmul(wide.to(device="metal"), lutkern.to_device(x, "metal"), stream=stream)
+    assert np.array_equal(np.from_dlpack(y), lutkern.matmul(wide.to(device="metal"), x))
+    z = lutkern.matmul(back.to(device="metal"), y, stream=lutkern.Stream("metal"))
+    assert np.array_equal(z.numpy(), expected)
+
+# Shared bytes change when the work that reads them is done.
+source = bytearray(wide.blocks().tobytes())
+shared = lutkern.PackedTensor.from_blocks(source, "iq2_xxs", (32, 256)).to(device="metal", layout="blocks")
+y = lutkern.matmul(shared, lutkern.to_device(x, "metal"))
+lutkern.synchronize("metal")
+source[:] = bytes(len(source))
+assert np.any(y.numpy()) and not np.any(lutkern.matmul(shared, x))
+
+# Many threads at once
+there = wide.to(device="metal")
+once, found = lutkern.matmul(there, x), []
+work = lambda: found.extend(lutkern.matmul(there, x) for _ in range(3))
+threads = [threading.Thread(target=work) for _ in range(4)]
+[t.start() for t in threads], [t.join() for t in threads]
+assert len(found) == 12 and all(np.array_equal(f, once) for f in found)
+print("done")
+"""
+
+
+@pytest.mark.usefixtures("fake_metal")
+@pytest.mark.parametrize("seed", [0, 5])
+def test_work_that_runs_late(seed):
+    found = run(LATE, LUTKERN_FAKE_METAL=f"seed={seed}")
+    assert (found.returncode, found.stderr, found.stdout) == (0, "", "done\n")

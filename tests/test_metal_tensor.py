@@ -97,13 +97,25 @@ def test_shared_bytes_live_as_long_as_a_view_of_the_weight():
     assert np.array_equal(y.numpy(), expected)
 
 
-def test_a_mapped_file_is_not_copied(tmp_path):
+def test_weights_of_a_file_are_not_copied(tmp_path):
+    t = random_tensor(by_name("iq2_s"), (3, 40, 512))
+    lutkern.write_gguf(tmp_path / "m.gguf", {"w": t}, {"general.architecture": "test"})
+    before = used_bytes()
+    with lutkern.open_gguf(tmp_path / "m.gguf") as file:
+        there = file["w"].to(device="metal", layout="blocks")
+    assert used_bytes() == before
+    expected = lutkern.matvec(t[1].to(device="metal", layout="blocks"), X)
+    assert np.array_equal(lutkern.matvec(there[1], X), expected)  # the mapping lives as long as the weight
+
+
+@pytest.mark.parametrize("first", [36, 4097])
+def test_mapped_bytes_at_any_address(tmp_path, first):
     t = random_tensor(by_name("iq2_s"), (40, 512))
     path = tmp_path / "weights"
-    path.write_bytes(b"x" * 36 + t.blocks().tobytes())
+    path.write_bytes(b"x" * first + t.blocks().tobytes())
     with path.open("rb") as file:
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    view = memoryview(mapped)[36:]
+    view = memoryview(mapped)[first:]
     before = used_bytes()
     there = lutkern.PackedTensor.from_blocks(view, "iq2_s", (40, 512)).to(device="metal", layout="blocks")
     assert used_bytes() == before

@@ -215,10 +215,10 @@ def _cuda_info() -> dict[str, Any]:
 def _metal_info() -> dict[str, Any]:
     """Return the system, the kernels of this build, which are text, and the devices."""
     language, text_bytes = _core.device_image(METAL)
-    macos = platform.mac_ver()[0]
+    version = _core.driver_version(METAL)
     gpus = [d for d in _gpus("metal") if d.available]
     return {
-        "system": f"macOS {macos}" if macos else None,
+        "system": f"macOS {version // 1000}.{version % 1000 // 10}" if version else None,
         "absent": _core.device_absent(METAL),
         "language": language,
         "text_bytes": text_bytes,
