@@ -16,7 +16,7 @@ from pathlib import Path
 
 METAL = Path(__file__).resolve().parent
 CSRC = METAL.parent
-HOST_ONLY = {"text.h", "plan.h"}
+HOST_ONLY = re.compile(r"text\.h|(\w+_)?plans?\.h")
 
 # Macros that tell languages apart, and whether Metal defines them
 LANGUAGE = {"__METAL_VERSION__": True, "__CUDACC__": False}
@@ -83,7 +83,7 @@ class Amalgamation:
         place = f"{path.relative_to(CSRC).as_posix()}:{number}"
         if not found.is_file() or CSRC not in found.parents:
             raise ValueError(f"amalgamate: {place} includes {name}, which is no file of csrc/ beside it")
-        if found.parent == METAL and found.name in HOST_ONLY:
+        if found.parent == METAL and HOST_ONLY.fullmatch(found.name):
             raise ValueError(f"amalgamate: {place} includes {name}, which is for C++ only")
         return found
 

@@ -26,25 +26,23 @@
 // elements, and the plans of any_plan.h.
 #pragma once
 #include "any_codeword.metal"
-#include "any_plan.h"
+#include "any_shape.h"
 #include "numbers.metal"
 
 namespace lutkern {
 namespace metal_kernels {
 
-using namespace lutkern::metal;
-
 // ---- activations ----
 
 // Threadgroup memory for the activations of a chunk
 struct Staged {
-  threadgroup uint32_t* pool;  // kAnyPool words: integers as halves, or floats; token after token
-  threadgroup float* scales;   // kAnyHalves / kGroup: of integers
-  threadgroup float* sums;     // kAnyHalves / kAnyUnit: of integers
-  int chunk;                   // columns of a token
+  threadgroup uint4* pool;    // integers as halves, or floats; token after token
+  threadgroup float* scales;  // kAnyHalves / kGroup: of integers
+  threadgroup float* sums;    // kAnyHalves / kAnyUnit: of integers
+  int chunk;                  // columns of a token
   int floats;
 };
-enum : int { kAnyPool = kAnyHalves / 2, kAnyScales = kAnyHalves / kGroup, kAnySums = kAnyHalves / kAnyUnit };
+enum : int { kAnyPool = kAnyHalves / 8, kAnyScales = kAnyHalves / kGroup, kAnySums = kAnyHalves / kAnyUnit };
 
 static inline threadgroup half* integers_of(Staged x, int token) {
   return reinterpret_cast<threadgroup half*>(x.pool) + token * x.chunk;
@@ -60,8 +58,8 @@ static inline int chunk_of(int tokens, bool floats) {
   return tokens > 4 ? room / 8 : (tokens > 2 ? room / 4 : room / tokens);
 }
 
-static inline Staged staged_for(threadgroup uint32_t* pool, threadgroup float* scales, threadgroup float* sums,
-                                int tokens, bool floats) {
+static inline Staged staged_for(threadgroup uint4* pool, threadgroup float* scales, threadgroup float* sums, int tokens,
+                                bool floats) {
   Staged out;
   out.pool = pool;
   out.scales = scales;
@@ -170,16 +168,14 @@ static inline float dot4(float4 weights, float4 x, float sum) {
 // at: first column of the unit within the chunk
 template <class Block>
 static inline void dot_integers(Unit unit, Staged x, int at, int tokens, thread float* acc) {
-  const half4 a = halves_of(unit.bytes.x);
-  const half4 b = halves_of(unit.bytes.y);
-  const half4 c = halves_of(unit.bytes.z);
-  const half4 d = halves_of(unit.bytes.w);
   for (int t = 0; t < kAnyTokens; ++t) {
     if (t >= tokens) break;
     const threadgroup half4* q = reinterpret_cast<const threadgroup half4*>(integers_of(x, t) + at);
+    float dot =
+        dot4(unit.code[3], q[3], dot4(unit.code[2], q[2], dot4(unit.code[1], q[1], dot4(unit.code[0], q[0], 0.0f))));
     const float total = x.sums[(t * x.chunk + at) / kAnyUnit];
-    const float moved = dot4(d, q[3], dot4(c, q[2], dot4(b, q[1], dot4(a, q[0], 0.0f))));
-    float sum = unit.scale * fma(-(1024.0f + Units<Block>::kBias), total, moved);
+    if (Units<Block>::kBias) dot = fma(-static_cast<float>(Units<Block>::kBias), total, dot);
+    float sum = unit.scale * dot;
     if (Block::kHasOffset) sum = fma(unit.offset, total, sum);
     acc[t] = fma(x.scales[(t * x.chunk + at) / kGroup], sum, acc[t]);
   }
@@ -187,10 +183,10 @@ static inline void dot_integers(Unit unit, Staged x, int at, int tokens, thread 
 
 template <class Block>
 static inline void dot_numbers(Unit unit, Staged x, int at, int tokens, thread float* acc) {
-  const float4 a = weights_of<Block>(unit, unit.bytes.x);
-  const float4 b = weights_of<Block>(unit, unit.bytes.y);
-  const float4 c = weights_of<Block>(unit, unit.bytes.z);
-  const float4 d = weights_of<Block>(unit, unit.bytes.w);
+  const float4 a = weights_of<Block>(unit, 0);
+  const float4 b = weights_of<Block>(unit, 1);
+  const float4 c = weights_of<Block>(unit, 2);
+  const float4 d = weights_of<Block>(unit, 3);
   for (int t = 0; t < kAnyTokens / 2; ++t) {
     if (t >= tokens) break;
     const threadgroup float4* v = reinterpret_cast<const threadgroup float4*>(numbers_of(x, t) + at);
@@ -239,7 +235,7 @@ struct Rows<Block, 0> {
     if (begin + kAnyUnit * lane >= w.stored_cols) return;
     const Unit unit = Units<Block>::load(w, matrix, row, begin / kAnyUnit + lane);
     for (int k = 0; k < 4; ++k) {
-      const float4 four = weights_of<Block>(unit, unit.bytes[k]);
+      const float4 four = weights_of<Block>(unit, k);
       for (int j = 0; j < 4; ++j) to[(kAnyUnit + 1) * lane + 4 * k + j] = four[j];
     }
   }
@@ -315,7 +311,7 @@ kernel void product_any(constant ProductArgs& args [[buffer(0)]], const device u
                         uint3 threads [[threads_per_threadgroup]], uint lane [[thread_index_in_simdgroup]],
                         uint simdgroup [[simdgroup_index_in_threadgroup]],
                         uint simdgroups [[simdgroups_per_threadgroup]]) {
-  threadgroup uint32_t pool[kAnyPool];
+  threadgroup uint4 pool[kAnyPool];
   threadgroup float scales[kAnyScales];
   threadgroup float sums[kAnySums];
   const Place place = place_of(thread_index, threads.x, lane, simdgroup, simdgroups);
@@ -352,7 +348,7 @@ kernel void moe_down_any(constant MoeArgs& args [[buffer(0)]], const device uint
                          uint thread_index [[thread_index_in_threadgroup]], uint3 threads [[threads_per_threadgroup]],
                          uint lane [[thread_index_in_simdgroup]], uint simdgroup [[simdgroup_index_in_threadgroup]],
                          uint simdgroups [[simdgroups_per_threadgroup]]) {
-  threadgroup uint32_t pool[kAnyPool];
+  threadgroup uint4 pool[kAnyPool];
   threadgroup float scales[kAnyScales];
   threadgroup float sums[kAnySums];
   const Place place = place_of(thread_index, threads.x, lane, simdgroup, simdgroups);
@@ -443,7 +439,7 @@ kernel void moe_up_any(constant MoeArgs& args [[buffer(0)]], const device uint8_
                        uint thread_index [[thread_index_in_threadgroup]], uint3 threads [[threads_per_threadgroup]],
                        uint lane [[thread_index_in_simdgroup]], uint simdgroup [[simdgroup_index_in_threadgroup]],
                        uint simdgroups [[simdgroups_per_threadgroup]]) {
-  threadgroup uint32_t pool[kAnyPool];
+  threadgroup uint4 pool[kAnyPool];
   threadgroup float scales[kAnyScales];
   threadgroup float sums[kAnySums];
   threadgroup float products[2 * kGroup];

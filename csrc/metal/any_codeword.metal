@@ -1,13 +1,13 @@
 // A unit: 16 columns of a row that have one scale, out of GGUF blocks or out of a tile.
 //
-//   weight = scale * (byte - kBias) + offset        bytes: the codes of the format, moved so that none is negative
+//   weight = scale * (code - kBias) + offset
 //
-// Bytes become halves without a conversion: the bits 0x6400 | n are the number 1024 + n, two numbers in a word. So a sum over
-// them is an integer sum that is 1024 + kBias too large for each activation, and the sum of activations takes that off:
-// integers below 2^24 all the way, whatever their order.
-//
-// The formats that whole models are made of unpack four codes in a word; the others go through their codes8().
+// A code of a few bits becomes a half without a conversion: the bits 0x6400 | n are the number 1024 + n, two numbers in a word,
+// four codes of a word of bytes in five operations. A sum over such codes is an integer sum that is kBias too large for each
+// activation, and the sum of activations takes that off: integers below 2^24 all the way, whatever their order. Other codes
+// come out of a table of 16 halves, or out of codes8() of their format.
 #pragma once
+#include "any_shape.h"
 #include "kernels.h"
 #include "numbers.metal"
 
@@ -30,99 +30,150 @@ static inline uint4 fifth_bits(uint32_t bits) {
   return (four * 0x00204081u & 0x01010101u) << 4;
 }
 
-static inline uint32_t biased_word(int8_t a, int8_t b, int8_t c, int8_t d) {
-  return as_type<uint32_t>(char4(a, b, c, d)) ^ 0x80808080u;
-}
-static inline uint4 biased(Codes8 first, Codes8 second) {
-  return uint4(biased_word(first.v[0], first.v[1], first.v[2], first.v[3]),
-               biased_word(first.v[4], first.v[5], first.v[6], first.v[7]),
-               biased_word(second.v[0], second.v[1], second.v[2], second.v[3]),
-               biased_word(second.v[4], second.v[5], second.v[6], second.v[7]));
+// ---- codes as halves ----
+
+struct Codes16 {
+  half4 v[4];
+};
+
+enum : int { kByteBias = 1024 };
+
+// Four bytes as halves, each kByteBias too large
+static inline half4 halves_of(uint32_t bytes) {
+  const half2 even = as_type<half2>((bytes & 0x00ff00ffu) | 0x64006400u);
+  const half2 odd = as_type<half2>((bytes >> 8 & 0x00ff00ffu) | 0x64006400u);
+  return half4(even.x, odd.x, even.y, odd.y);
 }
 
-// e2m1 codes: twice their magnitudes are 0 1 2 3 4 6 8 12. To 128 plus or minus.
-static inline uint4 mxfp4_bytes(uint4 codes) {
-  const uint4 one = codes & 0x01010101u;
-  const uint4 two = codes >> 1 & 0x01010101u;
-  const uint4 four = codes >> 2 & 0x01010101u;
-  const uint4 minus = codes >> 3 & 0x01010101u;
-  const uint4 magnitude = (codes & 0x07070707u) + (four & one) + 2u * ((four & two) + (four & two & one));
-  return ((magnitude ^ minus * 255u) ^ 0x80808080u) + minus;
+static inline Codes16 from_bytes(uint4 bytes) {
+  Codes16 out;
+  for (int k = 0; k < 4; ++k) out.v[k] = halves_of(bytes[k]);
+  return out;
+}
+
+static constant half kIq4Halves[16] = LK_IQ4_VALUES;
+static constant half kMxfp4Halves[16] = LK_MXFP4_VALUES;
+
+// Numbers of four bits, one to a byte
+static inline Codes16 from_table(constant half* table, uint4 nibbles) {
+  Codes16 out;
+  for (int k = 0; k < 4; ++k) {
+    const uint32_t n = nibbles[k];
+    out.v[k] = half4(table[n & 15u], table[n >> 8 & 15u], table[n >> 16 & 15u], table[n >> 24]);
+  }
+  return out;
+}
+
+static inline half4 from_int8(thread const int8_t* v) { return half4(v[0], v[1], v[2], v[3]); }
+
+static inline Codes16 from_codes8(Codes8 first, Codes8 second) {
+  Codes16 out;
+  out.v[0] = from_int8(first.v);
+  out.v[1] = from_int8(first.v + 4);
+  out.v[2] = from_int8(second.v);
+  out.v[3] = from_int8(second.v + 4);
+  return out;
 }
 
 // ---- blocks ----
 
-// Bytes of unit g of a block
+// Codes of unit g of a block
 template <class Block>
 struct Unpack {
-  enum : int { kBias = 128 };
-  static uint4 bytes(const device Block& b, int g) { return biased(codes8(b, 2 * g), codes8(b, 2 * g + 1)); }
+  enum : int { kBias = 0 };
+  static Codes16 codes(const device Block& b, int g) { return from_codes8(codes8(b, 2 * g), codes8(b, 2 * g + 1)); }
+};
+template <>
+struct Unpack<Tq20> {
+  enum : int { kBias = kByteBias + 1 };
+  static Codes16 codes(const device Tq20& b, int g) {
+    const uint4 low = (load_words(b.code + 32 * (g / 8) + 16 * (g % 2)) >> (2 * (g / 2 % 4))) & 0x03030303u;
+    return from_bytes(low);
+  }
 };
 template <>
 struct Unpack<Q2K> {
-  enum : int { kBias = 0 };
-  static uint4 bytes(const device Q2K& b, int g) {
-    return (load_words(b.code + 32 * (g / 8) + 16 * (g % 2)) >> (2 * (g / 2 % 4))) & 0x03030303u;
+  enum : int { kBias = kByteBias + 0 };
+  static Codes16 codes(const device Q2K& b, int g) {
+    const uint4 low = (load_words(b.code + 32 * (g / 8) + 16 * (g % 2)) >> (2 * (g / 2 % 4))) & 0x03030303u;
+    return from_bytes(low);
   }
 };
 template <>
 struct Unpack<Q3K> {
-  enum : int { kBias = 4 };
-  static uint4 bytes(const device Q3K& b, int g) {
+  enum : int { kBias = kByteBias + 4 };
+  static Codes16 codes(const device Q3K& b, int g) {
     const uint4 low = (load_words(b.code + 32 * (g / 8) + 16 * (g % 2)) >> (2 * (g / 2 % 4))) & 0x03030303u;
-    return low | ((load_words(b.high + 16 * (g % 2)) >> (g / 2)) & 0x01010101u) << 2;
+    const uint4 high = (load_words(b.high + 16 * (g % 2)) >> (g / 2)) & 0x01010101u;
+    return from_bytes(low | high << 2);
   }
 };
 template <>
 struct Unpack<Q4K> {
-  enum : int { kBias = 0 };
-  static uint4 bytes(const device Q4K& b, int g) { return nibbles(b.code + 32 * (g / 4) + 16 * (g % 2), g / 2 % 2); }
+  enum : int { kBias = kByteBias + 0 };
+  static Codes16 codes(const device Q4K& b, int g) {
+    return from_bytes(nibbles(b.code + 32 * (g / 4) + 16 * (g % 2), g / 2 % 2));
+  }
 };
 template <>
 struct Unpack<Q5K> {
-  enum : int { kBias = 0 };
-  static uint4 bytes(const device Q5K& b, int g) {
+  enum : int { kBias = kByteBias + 0 };
+  static Codes16 codes(const device Q5K& b, int g) {
     const uint4 high = (load_words(b.high + 16 * (g % 2)) >> (g / 2)) & 0x01010101u;
-    return nibbles(b.code + 32 * (g / 4) + 16 * (g % 2), g / 2 % 2) | high << 4;
+    return from_bytes(nibbles(b.code + 32 * (g / 4) + 16 * (g % 2), g / 2 % 2) | high << 4);
   }
 };
 template <>
 struct Unpack<Q6K> {
-  enum : int { kBias = 32 };
-  static uint4 bytes(const device Q6K& b, int g) {
+  enum : int { kBias = kByteBias + 32 };
+  static Codes16 codes(const device Q6K& b, int g) {
     const uint4 high = (load_words(b.high + 32 * (g / 8) + 16 * (g % 2)) >> (2 * (g / 2 % 4))) & 0x03030303u;
-    return nibbles(b.low + 64 * (g / 8) + 16 * (g % 4), g / 4 % 2) | high << 4;
+    return from_bytes(nibbles(b.low + 64 * (g / 8) + 16 * (g % 4), g / 4 % 2) | high << 4);
   }
 };
 template <>
 struct Unpack<Q40> {
-  enum : int { kBias = 8 };
-  static uint4 bytes(const device Q40& b, int g) { return nibbles(b.code, g); }
+  enum : int { kBias = kByteBias + 8 };
+  static Codes16 codes(const device Q40& b, int g) { return from_bytes(nibbles(b.code, g)); }
 };
 template <>
 struct Unpack<Q41> {
-  enum : int { kBias = 0 };
-  static uint4 bytes(const device Q41& b, int g) { return nibbles(b.code, g); }
+  enum : int { kBias = kByteBias + 0 };
+  static Codes16 codes(const device Q41& b, int g) { return from_bytes(nibbles(b.code, g)); }
 };
 template <>
 struct Unpack<Q50> {
-  enum : int { kBias = 16 };
-  static uint4 bytes(const device Q50& b, int g) { return nibbles(b.code, g) | fifth_bits(load_u16(b.high + 2 * g)); }
+  enum : int { kBias = kByteBias + 16 };
+  static Codes16 codes(const device Q50& b, int g) {
+    return from_bytes(nibbles(b.code, g) | fifth_bits(load_u16(b.high + 2 * g)));
+  }
 };
 template <>
 struct Unpack<Q51> {
-  enum : int { kBias = 0 };
-  static uint4 bytes(const device Q51& b, int g) { return nibbles(b.code, g) | fifth_bits(load_u16(b.high + 2 * g)); }
+  enum : int { kBias = kByteBias + 0 };
+  static Codes16 codes(const device Q51& b, int g) {
+    return from_bytes(nibbles(b.code, g) | fifth_bits(load_u16(b.high + 2 * g)));
+  }
 };
 template <>
 struct Unpack<Q80> {
-  enum : int { kBias = 128 };
-  static uint4 bytes(const device Q80& b, int g) { return load_words(b.code + 16 * g) ^ 0x80808080u; }
+  enum : int { kBias = kByteBias + 128 };
+  static Codes16 codes(const device Q80& b, int g) { return from_bytes(load_words(b.code + 16 * g) ^ 0x80808080u); }
 };
 template <>
 struct Unpack<Mxfp4> {
-  enum : int { kBias = 128 };
-  static uint4 bytes(const device Mxfp4& b, int g) { return mxfp4_bytes(nibbles(b.code, g)); }
+  enum : int { kBias = 0 };
+  static Codes16 codes(const device Mxfp4& b, int g) { return from_table(kMxfp4Halves, nibbles(b.code, g)); }
+};
+template <>
+struct Unpack<Iq4Nl> {
+  enum : int { kBias = 0 };
+  static Codes16 codes(const device Iq4Nl& b, int g) { return from_table(kIq4Halves, nibbles(b.code, g)); }
+};
+template <>
+struct Unpack<Iq4Xs> {
+  enum : int { kBias = 0 };
+  static Codes16 codes(const device Iq4Xs& b, int g) { return from_table(kIq4Halves, nibbles(b.code[g / 2], g % 2)); }
 };
 
 // ---- tiles ----
@@ -247,49 +298,49 @@ struct TileUnit<Iq3S> {
 // ---- a unit of any integer format ----
 
 struct Unit {
-  uint4 bytes;
+  half4 code[4];
   float scale;
   float offset;
 };
+
+static inline Unit unit_of(Codes16 codes, float scale, float offset) {
+  Unit out;
+  for (int k = 0; k < 4; ++k) out.code[k] = codes.v[k];
+  out.scale = scale;
+  out.offset = offset;
+  return out;
+}
 
 // Of blocks; formats with tiles, of either layout
 template <class Block>
 struct Units {
   enum : int { kBias = Unpack<Block>::kBias };
   static Unit load(constant WeightArgs& w, const device uint8_t* matrix, int row, int n) {
-    const int of_block = Block::kBlockSize / 16;
+    const int of_block = Block::kBlockSize / kAnyUnit;
     const int g = n % of_block;
     const device Block& b = reinterpret_cast<const device Block*>(matrix + row * w.row_bytes)[n / of_block];
-    Unit unit;
-    unit.bytes = Unpack<Block>::bytes(b, g);
-    unit.scale = scale16(b, g);
-    unit.offset = offset16(b, g);
-    return unit;
+    return unit_of(Unpack<Block>::codes(b, g), scale16(b, g), offset16(b, g));
   }
 };
 
 template <class Block>
 static inline Unit load_either(constant WeightArgs& w, const device uint8_t* matrix, int row, int n) {
-  const int g = n % 16;
-  Unit unit;
-  unit.offset = 0.0f;
+  const int of_block = Block::kBlockSize / kAnyUnit;
+  const int g = n % of_block;
   if (w.tiles) {
     TileRow t;
-    t.tile = matrix + row / kTileRows * w.row_bytes + n / 16 * gpu::Tile<Block>::kBytes;
+    t.tile = matrix + row / kTileRows * w.row_bytes + n / of_block * gpu::Tile<Block>::kBytes;
     t.lane = row % kTileRows;
-    unit.bytes = biased(TileUnit<Block>::codes(t, 2 * g), TileUnit<Block>::codes(t, 2 * g + 1));
-    unit.scale = TileUnit<Block>::scale(t, g);
-  } else {
-    const device Block& b = reinterpret_cast<const device Block*>(matrix + row * w.row_bytes)[n / 16];
-    unit.bytes = Unpack<Block>::bytes(b, g);
-    unit.scale = scale16(b, g);
+    const Codes16 codes = from_codes8(TileUnit<Block>::codes(t, 2 * g), TileUnit<Block>::codes(t, 2 * g + 1));
+    return unit_of(codes, TileUnit<Block>::scale(t, g), 0.0f);
   }
-  return unit;
+  const device Block& b = reinterpret_cast<const device Block*>(matrix + row * w.row_bytes)[n / of_block];
+  return unit_of(Unpack<Block>::codes(b, g), scale16(b, g), 0.0f);
 }
 #define LUTKERN_EITHER(name, Block)                                                          \
   template <>                                                                                \
   struct Units<Block> {                                                                      \
-    enum : int { kBias = 128 };                                                              \
+    enum : int { kBias = 0 };                                                                \
     static Unit load(constant WeightArgs& w, const device uint8_t* matrix, int row, int n) { \
       return load_either<Block>(w, matrix, row, n);                                          \
     }                                                                                        \
@@ -297,18 +348,10 @@ static inline Unit load_either(constant WeightArgs& w, const device uint8_t* mat
 LUTKERN_METAL_TILE_FORMATS(LUTKERN_EITHER)
 #undef LUTKERN_EITHER
 
-// Four bytes as halves, each 1024 too large
-static inline half4 halves_of(uint32_t bytes) {
-  const half2 even = as_type<half2>((bytes & 0x00ff00ffu) | 0x64006400u);
-  const half2 odd = as_type<half2>((bytes >> 8 & 0x00ff00ffu) | 0x64006400u);
-  return half4(even.x, odd.x, even.y, odd.y);
-}
-
-// Four weights: one product, one sum, as the format defines them.
+// Weights 4 k .. 4 k + 3 of a unit: one product, one sum, as the format defines them.
 template <class Block>
-static inline float4 weights_of(Unit unit, uint32_t bytes) {
-  const float4 codes = float4(halves_of(bytes)) - (1024.0f + Units<Block>::kBias);
-  const float4 product = unit.scale * codes;
+static inline float4 weights_of(Unit unit, int k) {
+  const float4 product = unit.scale * (float4(unit.code[k]) - static_cast<float>(Units<Block>::kBias));
   return Block::kHasOffset ? product + unit.offset : product;
 }
 
