@@ -193,6 +193,22 @@ def test_products_have_the_integers_of_the_cpu(kernel, tiled):
         assert_integers(kernel, w, integer_activations(tokens, cols, seed=i), shape=Shape(seed=i))
 
 
+@each("matvec", "matmul_small", "matmul_large")
+@tiled_formats
+def test_the_largest_sums_of_a_group_are_exact(kernel, tiled):
+    """Nothing inside of 32 columns is rounded, whatever a kernel adds to its weights and takes away again."""
+    w = integer_weight(tiled, 33, 32, seed=3)
+    x = np.full((TOKENS[kernel][0], 32), 127, np.float32)
+    assert_integers(kernel, w, x)
+    assert_integers(kernel, w, -x)
+
+
+@each("matvec", "matmul_small", "matmul_large")
+def test_a_row_of_many_tiles(kernel):
+    """More tiles than simdgroups of a threadgroup."""
+    assert_product(kernel, random_weight("iq1_m", 40, 8448, seed=2), numbers(TOKENS[kernel][0], 8448, seed=2))
+
+
 @products
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_products_take_halves(kernel, dtype):

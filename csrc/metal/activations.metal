@@ -1,13 +1,14 @@
-// Activations of 256 columns in threadgroup memory, as the inner loop reads them (dot.metal): one SIMD group makes them for
-// itself, lane l has codeword l. So a threadgroup makes each column once, and no threadgroup barrier stands between.
+// Activations of 256 columns in threadgroup memory, as the inner loop reads them (dot.metal): one SIMD group makes them
+// for itself, lane l has codeword l. So a threadgroup makes each column once, and no threadgroup barrier stands
+// between.
 //
 //   word 0 .. 31    of 16 bytes: eight integers as halfs, of 32 codewords
-//   word 32 .. 39   four floats for 32 columns: scale; then for iq1 what the sums of the first 16 columns begin with, the same
-//                   of the other 16, and the sum of all integers
+//   word 32 .. 39   four floats for 32 columns: scale; then for iq1 what the sums of the first 16
+//                   columns begin with, the same of the other 16, and the sum of all integers
 //   word 40 .. 43   iq1: a half for each codeword, a quarter of the sum of its integers
 //
-// A sum of iq1 begins with -sum((bias + 1) x) - 9/8 sum(x), bias of field k as in lane.metal: all that its weights are too
-// large. Every number here and every sum of 32 products is a multiple of 1/8 below 2^21: exact.
+// A sum of iq1 begins with -sum((bias + 1) x) - 9/8 sum(x), bias of field k as in lane.metal: all that its weights are
+// too large. Every number here and every sum of 32 products is a multiple of 1/8 below 2^21: exact.
 //
 // About 90 operations of a lane for 256 columns, beside 600 and more for each row of tiles that meets them.
 // The caller guarantees a whole SIMD group, a SIMD group barrier after, and one before the words are written again.

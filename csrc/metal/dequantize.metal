@@ -1,16 +1,16 @@
-// out[expert, row, column] = scale * code, as float32, float16 or bfloat16: equal to formats/ to the bit; the halves are
-// that float32 rounded to nearest, halves to even.
+// out[expert, row, column] = scale * code, as float32, float16 or bfloat16: equal to formats/ to the bit; the halves
+// are that float32 rounded to nearest, halves to even.
 //
-// Reads tiles (gpu/tile.h): lane = row. A SIMD group takes tile after tile of those of its threadgroup; table in threadgroup
-// memory (lane.metal).
+// Reads tiles (gpu/tile.h): lane = row. A SIMD group takes tile after tile of those of its threadgroup; table in
+// threadgroup memory (lane.metal).
 //
 //   for each 16 columns: two codewords to integers, times scale16, to a square in threadgroup memory
 //                        for each two rows: 32 lanes store 16 columns of each
 //
-// The square turns rows of lanes into rows of memory, so that stores are coalesced; its odd stride lets columns meet no bank
-// twice. It writes up to 16 times the bytes that it reads: stores are the cost. About 40 operations for a codeword: 15 to
-// 30 of lane.metal, 8 products, and for each 4 bytes that are stored 2.
-// The caller guarantees tiles and a plan of dequantize_plan.h.
+// The square turns rows of lanes into rows of memory, so that stores are coalesced; its odd stride lets columns meet no
+// bank twice. It writes up to 16 times the bytes that it reads: stores are the cost. About 40 operations for a
+// codeword: 15 to 30 of lane.metal, 8 products, and for each 4 bytes that are stored 2. The caller guarantees tiles and
+// a plan of dequantize_plan.h.
 #pragma once
 #include "dequantize_shape.h"
 #include "lane.metal"

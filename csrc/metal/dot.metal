@@ -1,30 +1,33 @@
-// The product of a lane's 256 weights with staged activations (activations.metal): what matvec, moe_up and moe_down are made
-// of. Two rows of tiles of the same columns go together, so that an activation is read once for both.
+// The product of a lane's 256 weights with staged activations (activations.metal): what matvec, moe_up and moe_down are
+// made of. Two rows of tiles of the same columns go together, so that an activation is read once for both.
 //
 //   sum = sum over 32 columns of scale_x * sum over 16 or 32 of (s + 1/2) * integer
-//   weight . x = d * kProductUnit * sum
+//   weight . x = d * product_unit * sum
 //
-//   iq1   integer = sum over codewords of (bias + t) . x, begun with what that is too large; iq1_m: + (4 + f) * sum8(x) / 4,
-//         iq1_s: + (9/8 + shift) * sum32(x)
+//   iq1   integer = sum over codewords of (bias + t) . x, begun with what that is too large;
+//         iq1_m: + (4 + f) * sum8(x) / 4;   iq1_s: + (9/8 + shift) * sum32(x)
 //   iq2   sum of halfs (weight * 2^-17) . x;   iq3: of weight (iq3_xxs: weight / 4) * 2^-14
 //
 //   for each 32 columns: float4 tail; 4 times: uint4 x; for both rows: entry, halfs (lane.metal), 8 fma
 //                        for both rows: (s + 1/2) * part, sum = fma(scale_x, .., sum)
 //
-// What matters: fma of a half, a half and a float; LDS of entries (3.5 cycles of 4 bytes, 7 of 8) and of x (16 bytes for all
-// lanes: 4 cycles, 2 for each row); the AND, XOR and turns of lane.metal. A sum of 32 products is exact: all are integers
-// of the same unit below 2^24.
+// What matters: fma of two halfs and a float; AND, XOR and turns of lane.metal; threadgroup loads: an entry of 4 bytes
+// takes about 3.5 cycles of a core, one of 8 bytes 7, x 4 (16 bytes for all lanes, shared by two rows). A sum of 32
+// products is exact: all are integers of the same unit below 2^24.
 //
-// Operations of a lane for a codeword (8 weights), with what a group of 32 columns and a tile add:
+// Operations of a lane for a codeword (8 weights of a row), loads and all that 32 columns and a tile add included,
+// counted in what clang makes of this text; and what 819 GB/s leave time for on 80 cores of 128 lanes at 1.4 GHz:
 //
-//              entry  halfs  fma  x     group  together   room on M3 Ultra at 819 GB/s
-//   iq1_s       2.9      4    8   0.5    3.4     18.8      34
-//   iq1_m       2.9      5    9   0.6    2.7     20.2      30
-//   iq2_xxs     2       12    8   0.5    1.7     24.2      38
-//   iq2_xs      3.4     12    8   0.5    2.6     26.5      42
-//   iq2_s       3.4     12    8   0.5    2.6     26.5      44
-//   iq3_xxs     4       18    8   0.5    1.7     32.2      55    16 for each lookup of four weights
-//   iq3_s       6.6     18    8   0.5    1.7     34.8      62    17
+//              offset, entry  halfs  fma   x    the rest   together  room    cycles of threadgroup loads, of
+//   iq1_s           3           4    8    0.5     4.4        19.9    27.3        5.6     6.8
+//   iq1_m           3           5    9    0.5     3.2        20.7    30.6        5.7     7.7
+//   iq2_xxs         3          12    8    0.5     2.0        25.5    38.3        9.1     9.6
+//   iq2_xs          3          12    8    0.5     3.1        26.6    42.7        9.1    10.7
+//   iq2_s           3          12    8    0.5     3.0        26.5    44.8        9.1    11.2
+//   iq3_xxs         6          18    8    0.5     2.1        34.6    55.8        9.1    13.9     17.3 for a lookup
+//   iq3_s           6          18    8    0.5     2.1        34.6    60.2        9.1    15.0     17.3 for a lookup
+//
+// The rest: for 32 columns the tail, its scales and, in iq1_s, its shift; for a tile the loads of its words and d.
 //
 // The caller guarantees what lane.metal asks for, and tables at a multiple of 8 bytes.
 #pragma once

@@ -1,31 +1,32 @@
-// The seven codebook formats in registers: a lane loads its row of a tile (gpu/tile.h), codebook entries come from a table in
-// threadgroup memory. An entry is made so that one AND takes two weights out of it, as halfs that are exact:
+// The seven codebook formats in registers: a lane loads its row of a tile (gpu/tile.h), codebook entries come from a
+// table in threadgroup memory. An entry is made so that one AND takes two weights out of it, as halfs that are exact:
 //
-//   iq1   4 bytes, 2048 entries; iq1_m 4096, with the shift. Half lane h has weights 4 h .. 4 h + 3 as t = codebook + 1,
-//         two bits each, below an exponent of ones. The mask of field k takes its two bits and an exponent at which they
-//         are units: 2^(10 - 2 k) + t, for k = 0 .. 3. Field 4 of lane 0 is f = 1 where the shift is +1/8: 4 + f.
-//   iq2   8 bytes: weights 0 2 4 6, and 1 3 5 7. A magnitude times 2^-17 is a half of bits 5 6 8 9 10 11 alone, with the sign
-//         bits A = {5, 6, 8, 9, 10, 11, 15}: 0x0400, 0x0a40, 0x0d60 for 8, 25, 43. A and A turned by 8 have no bit in common:
-//         byte i of a word has the sign of its weight i in bit 7.
-//   iq3   4 bytes: a magnitude (iq3_xxs: a quarter of it) times 2^-14 is a half of bits 6 .. 12. Weights 0 and 2 stand
-//         there, 1 and 3 seven bits lower. Signs come after.
+//   iq1   4 bytes, 2048 entries; iq1_m 4096, with the shift. Lane h of 16 bits has weights 4 h .. 4 h + 3 as
+//         t = codebook + 1, two bits each, below an exponent of ones. The mask of field k takes its two bits and an
+//         exponent at which they are units: 2^(10 - 2 k) + t, for k = 0 .. 3. Field 4 of lane 0 is f = 1 where the
+//         shift is +1/8: 4 + f.
+//   iq2   8 bytes: weights 0 2 4 6, and 1 3 5 7. A magnitude times 2^-17 is a half of bits 5 6 8 9 10 11 alone:
+//         0x0400, 0x0a40, 0x0d60 for 8, 25, 43. These bits with the sign, 15, and the same turned by 8 have none in
+//         common: byte i of a word has the sign of its weight i in bit 7.
+//   iq3   4 bytes: a magnitude (iq3_xxs: a quarter of it) times 2^-14 is a half of bits 6 .. 12. Weights 0 and 2
+//         stand there, 1 and 3 seven bits lower. Signs come after.
 //
-//   iq1   entry = table[offset]; half2(entry & mask k) for k = 0 .. 3                                     4 operations
-//   iq2   w = entry[i] ^ ((signs << t) & 0x80808080); half2(w & 0x8f608f60), half2(turn(w, 8) & 0x8f608f60)
-//                                                                                             twice 6 operations
-//   iq3   half2((entry & 0x1fc01fc0) ^ ((signs << t) & 0x80008000)), and the same of turn(entry, 7)       9 operations,
-//                                                                                             for four weights
+//                                                                                        operations
+//   iq1   half2(entry & mask k) for k = 0 .. 3                                               4
+//   iq2   w = entry[i] ^ ((signs << t) & 0x80808080)
+//         half2(w & 0x8f608f60), half2(turn(w, 8) & 0x8f608f60)                              6, for four weights
+//   iq3   half2((entry & 0x1fc01fc0) ^ ((signs << t) & 0x80008000)), and of turn(entry, 7)   9, for four weights
 //
-// AND, XOR, shift and turn (of one register: a funnel shift) are one operation each; there is none of three operands. A half
-// is read as a float for nothing, and there is no arithmetic of two halfs at once, so weights of even and odd columns may
-// lie in any order. An offset is a shift and a mask; fields of 8 bits make two offsets at once, in the halves of a register.
-// 32 lanes read 4-byte entries in about 3.5 cycles, 8-byte ones in 7.
+// AND, XOR, shift and turn (of one register, or of two: a funnel shift) are one operation each; there is none of three
+// operands. A half is read as a float for nothing, and there is no arithmetic of two halfs at once, so weights of even
+// and odd columns may lie in any order. An offset is a shift and a mask. 32 lanes read 4-byte entries in about 3.5
+// cycles, 8-byte ones in 7: that is why iq3 packs four weights in 4 bytes, where 8 bytes would save 3 operations.
 //
-// Operations of a lookup, its load included: iq1 7, iq2_xxs 14, iq2_xs and iq2_s 15.2, iq3_xxs 11, iq3_s 12.3.
-// Registers: 14 (iq1) to 28 (iq3_s) for a row of 256 columns.
+// Operations of a lookup with its offset and its load: iq1 7 and iq2 15 for eight weights, iq3 12 for four.
+// Registers of a row of 256 columns: iq1 13 and 14, iq2 18 to 21, iq3 26 and 28.
 //
-// The caller guarantees tiles, whole simdgroups, a table that was filled before a barrier, and codewords that are known when
-// the text is compiled: else words go through memory.
+// The caller guarantees tiles, whole simdgroups, a table that was filled before a barrier, and codewords that are known
+// when the text is compiled: else words go through memory.
 #pragma once
 #include "../gpu/tile.h"
 #include "numbers.metal"
@@ -137,11 +138,6 @@ static inline uint entry_offset(const thread uint* words, int i) {
   const int bit = at % 32;
   const uint word = ring[at / 32];
   const uint mask = ((1u << Table<Block>::kIndexBits) - 1) << low;
-  if (T::kBits == 8) {  // fields i and i + 2 at once
-    const uint two = (i % 2 == 0 ? word >> (T::kPlace - low) : rotate(word, static_cast<uint>(24 + low - T::kPlace)));
-    const ushort2 offsets = as_type<ushort2>(two & (mask | mask << 16));
-    return i % 4 < 2 ? offsets.x : offsets.y;
-  }
   if (bit < low) return word << (low - bit) & mask;
   if (bit + T::kBits <= 32 || bit == low) return word >> (bit - low) & mask;
   return (word >> (bit - low) | ring[(at / 32 + 1) % T::kRing] << (32 + low - bit)) & mask;

@@ -1,19 +1,19 @@
 // out[token, row] = sum over columns of weight[row, column] * x[token, column], x as int8 with a scale for 32 columns.
 //
-// Reads tiles (gpu/tile.h): lane = row. A threadgroup has two rows of tiles, which meet the same x; its SIMD groups share the
-// 256-column tiles.
+// Reads tiles (gpu/tile.h): lane = row. A threadgroup has two rows of tiles, which meet the same x; its SIMD groups
+// share the 256-column tiles.
 //
 //   load the first tiles; fill the table
-//   for each tile of this SIMD group: 256 columns of x to integers (activations.metal), the sums of both rows (dot.metal)
+//   for each tile of this SIMD group: 256 columns of x to integers (activations.metal), sums of both rows (dot.metal)
 //   add the SIMD groups in their order, store 64 rows
 //
-// What matters: 16 bytes of each lane in one load, 1.6 to 3.6 KB of a tile at once, two tiles on their way for each of the up
-// to 32 SIMD groups of a core, so nothing is loaded ahead by hand: where a SIMD group waits, others multiply. Beside the 600 to
-// 1100 operations for each tile of a row: making x 90 for two tiles; filling the table 8 (iq1: 4096 entries, 8 for each
-// thread) to 40 for an entry, 60 to 100 for a thread; both hidden where the memory is the limit.
+// What matters: loads of 16 bytes of each lane, a whole tile at once (1.6 to 3.5 KB), two of them on their way before
+// the ones before are left: the SIMD groups of a core hide them for each other, so that nothing is kept ahead in
+// registers. Beside the 640 to 1100 operations for a tile of a row: about 90 make x, for two rows; the table takes 60
+// to 100 of each thread at 512 threads, while the first tiles are on their way.
 //
-// Operations for a codeword: dot.metal. The caller guarantees tiles, a plan of matvec_plan.h, stored_cols > 0, and that nothing
-// writes x or the weight meanwhile.
+// Operations for a codeword: dot.metal. The caller guarantees tiles, a plan of matvec_plan.h, stored_cols > 0, and that
+// nothing writes x or the weight meanwhile.
 #pragma once
 #include "dot.metal"
 #include "one_shape.h"
@@ -21,8 +21,8 @@
 namespace lutkern {
 namespace metal_kernels {
 
-// Adds what the SIMD groups have of two rows of each lane, in their order. sums: 32 of each SIMD group, which may lie where x
-// was staged.
+// Adds what the SIMD groups have of two rows of each lane, in their order. sums: 32 of each SIMD group, which may lie
+// where x was staged.
 static inline float2 add_simdgroups(float2 sum, threadgroup float2* sums, uint simdgroup, uint simdgroups, uint lane) {
   threadgroup_barrier(mem_flags::mem_threadgroup);
   sums[32 * simdgroup + lane] = sum;

@@ -1,11 +1,12 @@
 // A layer of experts for few tokens, in two dispatches; every pair (token, slot) by itself:
 //
-//   moe_up     h[pair] = activation(gate[e] x[token]) * (up[e] x[token]),   e = ids[pair]; without a gate activation(up x)
+//   moe_up     h[pair] = activation(gate[e] x[token]) * (up[e] x[token]),   e = ids[pair];
+//              without a gate activation(up[e] x[token])
 //   moe_down   out[token] = sum over slots of weights[token, slot] * down[e] h[pair]
 //
-// Reads tiles (gpu/tile.h): lane = row. A threadgroup of moe_up has 32 rows of gate and the same of up, one of moe_down 64 rows
-// of down; its SIMD groups share the 256-column tiles, of all slots in moe_down. The 32 rows of moe_up are one group of h,
-// which becomes integers at once.
+// Reads tiles (gpu/tile.h): lane = row. A threadgroup of moe_up has 32 rows of gate and the same of up, one of moe_down
+// 64 rows of down; its SIMD groups share the 256-column tiles, of all slots in moe_down. The 32 rows of moe_up are one
+// group of h, which becomes integers at once.
 //
 //   moe_up     load the first tiles; fill the tables
 //              for each tile of this SIMD group: stage x (activations.metal), sums of gate and of up (dot.metal)
@@ -14,13 +15,13 @@
 //              for each tile of a slot of this SIMD group: stage h, sums of both rows, times the weight of the slot
 //              add the SIMD groups; store 64 rows
 //
-// Ids are read here, on the device: nothing waits for the host. What matters is what matters in matvec.metal: an activation
-// is read once for gate and up, whatever their formats; two rows of tiles on their way for each SIMD group; no threadgroup
-// barrier but for the table and the sums. A layer of GLM-4.7 (5120, 1536, 8 experts) is 384 and 80 threadgroups: filling a
-// table of iq1_m is 3 % of the operations of moe_up, making x for each 32 rows anew 7 %.
+// Ids are read here, on the device: nothing waits for the host. What matters is what matters in matvec.metal: an
+// activation is read once for gate and up, whatever their formats; two rows of tiles on their way for each SIMD group;
+// no threadgroup barrier but for the table and the sums. A layer of GLM-4.7 (5120, 1536, 8 experts) is 384 and 80
+// threadgroups: filling a table of iq1_m is 3 % of the operations of moe_up, making x for each 32 rows anew 7 %.
 //
-// Operations for a codeword: dot.metal. The caller guarantees tiles, integers of h (h_floats 0), k <= kMostSlots, the plans
-// of moe_one_plan.h, and that nothing writes what is read here meanwhile.
+// Operations for a codeword: dot.metal. The caller guarantees tiles, integers of h (h_floats 0), k <= kMostSlots, the
+// plans of moe_one_plan.h, and that nothing writes what is read here meanwhile.
 #pragma once
 #include "matvec.metal"
 
@@ -56,8 +57,8 @@ static inline void finish_hidden(constant MoeArgs& args, device half* h, device 
 
 // ---- slots ----
 
-// The slots of a token in the order of their experts, those of one expert in their own order; slots that are left out are
-// not there. Gives their number, or kNoSuchExpert. A barrier follows.
+// The slots of a token in the order of their experts, those of one expert in their own order; slots that are left out
+// are not there. Gives their number, or kNoSuchExpert. A barrier follows.
 static inline int sort_slots(constant MoeArgs& args, device const int32_t* ids, int64_t first,
                              threadgroup ushort* order, uint thread_index, uint threads) {
   int present = 0;

@@ -1,4 +1,5 @@
-// The launches of moe_up and moe_down: a threadgroup for 32 rows of one pair, or 64 rows of one token. k is at most kMostSlots.
+// The launches of moe_up and moe_down: a threadgroup for 32 rows of one pair, or 64 rows of one token. k is at most
+// kMostSlots.
 #pragma once
 #include "matvec_plan.h"
 

@@ -10,7 +10,7 @@ enum : int {
   kUpSimdgroups = 8,                         // of moe_up, which may have two tables
   kRowsTogether = 2,                         // rows of tiles of a threadgroup of matvec and moe_down
   kRowsOfGroup = kRowsTogether * kTileRows,  // rows of weights of theirs
-  kMostSlots = 256                           // k of moe_down
+  kMostSlots = 64                            // k of moe_down
 };
 
 }  // namespace metal_args

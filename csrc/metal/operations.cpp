@@ -126,6 +126,7 @@ bool is_tuned(Layout layout, bool exact) { return layout == Layout::tiles && !ex
 
 bool wants_floats(const Weight& w, bool exact) { return exact || w.info().is_float; }
 
+static_assert(static_cast<int>(kFewPairs) <= metal_args::kMostSlots, "k of moe_down");
 bool is_few(int64_t pairs) { return pairs <= kFewPairs; }
 
 KernelId choose_up(const MoeWork& work) {
