@@ -186,30 +186,23 @@ std::vector<std::string> base_flags() {
 
 // Functions that are not inlined make no slower kernels here, and texts that compile three times as fast.
 std::vector<std::string> code_flags() {
+  const char* sanitize = getenv("LUTKERN_SIM_SANITIZE");
+  const bool is_sanitized = sanitize != nullptr && sanitize[0] != 0;
   std::vector<std::string> flags = base_flags();
-  for (const char* flag : {"-O1", "-fno-inline-functions", "-fno-unroll-loops", "-fPIC", "-gline-tables-only",
-                           "-gdwarf-4", "-fvisibility=hidden"})
-    flags.push_back(flag);
-  if (has_f16c()) {
-    flags.push_back("-mf16c");
-    flags.push_back("-mfma");
-  }
+  flags.insert(flags.end(), {is_sanitized ? "-O0" : "-O1", "-fno-inline-functions", "-fno-unroll-loops", "-fPIC",
+                             "-gline-tables-only", "-gdwarf-4", "-fvisibility=hidden"});
+  if (has_f16c()) flags.insert(flags.end(), {"-mf16c", "-mfma"});
 #if defined(__x86_64__)
   if (compiler().version.find("version 15.") == std::string::npos) {
-    flags.push_back("-Xclang");
-    flags.push_back("-ffloat16-excess-precision=none");
+    flags.insert(flags.end(), {"-Xclang", "-ffloat16-excess-precision=none"});
   }
 #endif
-  const char* sanitize = getenv("LUTKERN_SIM_SANITIZE");
-  if (sanitize != nullptr && sanitize[0] != 0) {
-    flags.push_back(std::string("-fsanitize=") + sanitize);
-    flags.push_back("-fno-sanitize-recover=all");
-    flags.push_back("-fno-omit-frame-pointer");
+  if (is_sanitized) {
+    flags.insert(flags.end(), {std::string("-fsanitize=") + sanitize, "-fno-sanitize-recover=all"});
+    if (strstr(sanitize, "address") != nullptr) flags.push_back("-fsanitize-address-outline-instrumentation");
   } else {
-    flags.push_back("-fsanitize=thread,alignment");
-    flags.push_back("-fno-sanitize-recover=alignment");
-    flags.push_back("-mllvm");
-    flags.push_back("-tsan-instrument-func-entry-exit=0");
+    flags.insert(flags.end(), {"-fsanitize=thread,alignment", "-fno-sanitize-recover=alignment", "-mllvm",
+                               "-tsan-instrument-func-entry-exit=0"});
   }
   return flags;
 }

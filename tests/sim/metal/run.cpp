@@ -108,6 +108,7 @@ class Reach {
       void* given = reinterpret_cast<void*>(range.begin);
       const size_t bytes = range.end - range.begin;
       if (memcmp(given, place(range), bytes) != 0) memcpy(given, place(range), bytes);  // it may be memory to read only
+      set_poison(range.copy, range.begin % 256, false);
       free(range.copy);
     }
   }
@@ -127,6 +128,7 @@ class Reach {
     void* memory = nullptr;
     if (posix_memalign(&memory, 256, range.begin % 256 + range.end - range.begin) != 0) return;
     range.copy = static_cast<uint8_t*>(memory);
+    set_poison(range.copy, range.begin % 256, true);
     memcpy(place(range), reinterpret_cast<void*>(range.begin), range.end - range.begin);
     for (Bound& b : bound) {
       const uintptr_t begin = reinterpret_cast<uintptr_t>(b.data);
