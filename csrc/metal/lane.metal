@@ -216,6 +216,13 @@ static inline float code_unit() {
   return Tile<Block>::kFamily < 3 ? 0.25f : (Tile<Block>::kBits == 8 ? 0.5f : 2.0f);
 }
 
+// What raw_codes have for a code of 1: iq2 2^-17, iq3_xxs 2^-16, iq3_s 2^-14
+template <class Block>
+static inline float raw_unit() {
+  if (Tile<Block>::kFamily == 1) return 1.0f;
+  return Tile<Block>::kFamily == 2 ? 1.0f / 131072.0f : (Tile<Block>::kBits == 8 ? 1.0f / 65536.0f : 1.0f / 16384.0f);
+}
+
 template <class Block>
 struct Lane {
   using T = Tile<Block>;
@@ -249,21 +256,34 @@ struct Lane {
 
   // Eight weights of codeword i before the scale, integers, in the order of their columns
   void codes(int i, threadgroup const uint* table, thread half2* out4) const {
+    raw_codes(i, table, out4);
+    if (T::kFamily == 1) return;
+    const float inverse = 1.0f / raw_unit<Block>();
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      out4[j] = half2(static_cast<half>(static_cast<float>(out4[j].x) * inverse),
+                      static_cast<half>(static_cast<float>(out4[j].y) * inverse));
+    }
+  }
+
+  // The same times raw_unit, for nothing where an entry has them as they are
+  void raw_codes(int i, threadgroup const uint* table, thread half2* out4) const {
     if (T::kFamily == 1) {
       iq1_codes(*entry_at(table, entry_offset<Block>(words, i)), i, out4);
     } else if (T::kFamily == 2) {
-      const threadgroup uint* entry = entry_at(table, entry_offset<Block>(words, i));
-      const uint even = iq2_signed(entry[0], words[i / 4], 0, i % 4);
-      const uint odd = iq2_signed(entry[1], words[i / 4], 1, i % 4);
-      put_pairs(iq2_lower(even), iq2_lower(odd), 131072.0f, out4, out4 + 2);
-      put_pairs(iq2_upper(even), iq2_upper(odd), 131072.0f, out4 + 1, out4 + 3);
+      const uint2 entry =
+          *reinterpret_cast<threadgroup const uint2*>(entry_at(table, entry_offset<Block>(words, i)));
+      const uint even = iq2_signed(entry.x, words[i / 4], 0, i % 4);
+      const uint odd = iq2_signed(entry.y, words[i / 4], 1, i % 4);
+      put_pairs(iq2_lower(even), iq2_lower(odd), out4, out4 + 2);
+      put_pairs(iq2_upper(even), iq2_upper(odd), out4 + 1, out4 + 3);
     } else {
 #pragma unroll
       for (int half_word = 0; half_word < 2; ++half_word) {
         const int k = 2 * i + half_word;
         const uint entry = *entry_at(table, entry_offset<Block>(words, k));
-        put_pairs(iq3_even(entry, words[k / 8], k % 8), iq3_odd(entry, words[k / 8], k % 8),
-                  T::kBits == 8 ? 65536.0f : 16384.0f, out4 + 2 * half_word, out4 + 2 * half_word + 1);
+        put_pairs(iq3_even(entry, words[k / 8], k % 8), iq3_odd(entry, words[k / 8], k % 8), out4 + 2 * half_word,
+                  out4 + 2 * half_word + 1);
       }
     }
   }
@@ -272,12 +292,9 @@ struct Lane {
   float scale16(int g) const { return d * scale_of<Block>(words, g) * code_unit<Block>(); }
 
  private:
-  static half2 two(half a, half b, float unit) {
-    return half2(static_cast<half>(static_cast<float>(a) * unit), static_cast<half>(static_cast<float>(b) * unit));
-  }
-  static void put_pairs(half2 a, half2 b, float unit, thread half2* first, thread half2* second) {
-    *first = two(a.x, b.x, unit);
-    *second = two(a.y, b.y, unit);
+  static void put_pairs(half2 a, half2 b, thread half2* first, thread half2* second) {
+    *first = half2(a.x, b.x);
+    *second = half2(a.y, b.y);
   }
 
   // 8 (t - 1) + 1 or - 1

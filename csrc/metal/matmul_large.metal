@@ -44,13 +44,13 @@ kernel void matmul_large(constant ProductArgs& args [[buffer(0)]], device const 
                          uint thread_index [[thread_index_in_threadgroup]], uint3 threads [[threads_per_threadgroup]],
                          uint simdgroup [[simdgroup_index_in_threadgroup]], uint lane [[thread_index_in_simdgroup]],
                          uint simdgroups [[simdgroups_per_threadgroup]]) {
-  threadgroup uint table[Table<LK_WEIGHT>::kWords];
+  threadgroup uint4 entries[Table<LK_WEIGHT>::kWords / 4];
   threadgroup uint4 staged[Staged<kLargeTokens>::kQuads];
   threadgroup uint4 panels[kLargeTiles * kPanelQuads];
+  threadgroup uint* table = reinterpret_cast<threadgroup uint*>(entries);
   const Here here = {thread_index, threads.x, simdgroup, simdgroups, lane};
   const int first_token = group.x * kLargeTokens;
   const int n = min(args.x.rows - first_token, static_cast<int>(kLargeTokens));
-  const int eights = tiles_for(n, 8);
   const int first_row = args.row_begin / kTileRows + group.y * kLargeTiles;
   const int end_row = tiles_for(args.row_end, kTileRows);
   Table<LK_WEIGHT>::fill(table, thread_index, threads.x);
@@ -75,7 +75,7 @@ kernel void matmul_large(constant ProductArgs& args [[buffer(0)]], device const 
         if (!has_rows) continue;
         Group w;
         unpack_group(row, g, table, w);
-        multiply_group<kLargeTokens>(w, unit_of(row), staged, eights, panel, lane, acc);
+        multiply_group<kLargeTokens>(w, unit_of(row), staged, n, panel, lane, acc);
       }
     }
     const int r = tile_row * kTileRows + lane;

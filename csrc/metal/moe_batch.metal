@@ -149,7 +149,7 @@ struct UpPass {
         if (!part.has_rows) continue;
         Group group;
         unpack_group(row, g, part.table, group);
-        multiply_group<kBatchTokens>(group, unit_of(row), part.staged, eights, part.panel, here.lane, acc);
+        multiply_group<kBatchTokens>(group, unit_of(row), part.staged, part.n, part.panel, here.lane, acc);
       }
     }
   }
@@ -196,11 +196,12 @@ kernel void moe_up_batch(constant MoeArgs& args [[buffer(0)]], device const ucha
   };
   constexpr bool has_gate = !is_same<LK_GATE, NoGate>::value;
   constexpr bool refills = has_gate && !is_same<LK_GATE, LK_UP>::value;
-  threadgroup uint table[kTableWords];
+  threadgroup uint4 entries[kTableWords / 4];
   threadgroup uint4 staged[Staged<kBatchTokens>::kQuads];
   threadgroup uint4 panels[kUpTiles * kPanelQuads];
   threadgroup int pairs[kBatchList];
   threadgroup int counts[2 * kUpTiles];
+  threadgroup uint* table = reinterpret_cast<threadgroup uint*>(entries);
   const Here here = {thread_index, threads.x, simdgroup, simdgroups, lane};
   const PairList list = {pairs, counts};
   const int n_pairs = args.x.rows * args.k;
@@ -208,34 +209,29 @@ kernel void moe_up_batch(constant MoeArgs& args [[buffer(0)]], device const ucha
   const int y = group.y;
   const int expert = is_pair ? expert_of(args, ids, y) : y;
   if (expert < 0) return;
-  const int all = collect(ids, args.up.experts, expert, 0, n_pairs, 0, list, here).all;
-  if (all == 0 || (is_pair && pairs[0] != y)) return;
-
   const int tiles = tiles_for(args.up.rows, kTileRows);
   bool is_filled = false;
-  for (int at = 0; at < all; at += kBatchTokens) {
-    if (at > 0 && at % kBatchList == 0) collect(ids, args.up.experts, expert, 0, n_pairs, at, list, here);
-    for (uint first = 0; first < kUpTiles; first += simdgroups) {
-      const int mine = first + simdgroup;
-      const int tile_row = group.x * kUpTiles + mine;
-      const bool has_rows = mine < kUpTiles && tile_row < tiles;
-      const UpPart part = {table,
-                           staged,
-                           panels + (has_rows ? mine : 0) * kPanelQuads,
-                           pairs + at % kBatchList,
-                           min(all - at, static_cast<int>(kBatchTokens)),
-                           expert,
-                           has_rows ? tile_row : 0,
-                           has_rows};
-      float of_gate[kBatchTokens], of_up[kBatchTokens];
-      UpPass<LK_GATE>::run(args.gate, gate, args, x, part, here, refills || !is_filled, of_gate);
-      UpPass<LK_UP>::run(args.up, up, args, x, part, here, refills || (!has_gate && !is_filled), of_up);
-      is_filled = true;
-      if (!has_rows) continue;
-      LK_UNROLL
-      for (int t = 0; t < kBatchTokens; ++t) {
-        if (t < part.n) {
-          finish_hidden(args, part.pairs[t], tile_row, has_gate, of_gate[t], of_up[t], lane, h, h_scale);
+  int all = 1;
+  for (int skip = 0; skip < all; skip += kBatchList) {
+    all = collect(ids, args.up.experts, expert, 0, n_pairs, skip, list, here).all;
+    if (skip == 0 && (all == 0 || (is_pair && pairs[0] != y))) return;
+    const int listed = min(all - skip, static_cast<int>(kBatchList));
+    for (int at = 0; at < listed; at += kBatchTokens) {
+      const int n = min(listed - at, static_cast<int>(kBatchTokens));
+      for (uint first = 0; first < kUpTiles; first += simdgroups) {
+        const int mine = first + simdgroup;
+        const int tile_row = group.x * kUpTiles + mine;
+        const bool has_rows = mine < kUpTiles && tile_row < tiles;
+        threadgroup uint4* panel = panels + (has_rows ? mine : 0) * kPanelQuads;
+        const UpPart part = {table, staged, panel, pairs + at, n, expert, has_rows ? tile_row : 0, has_rows};
+        float of_gate[kBatchTokens], of_up[kBatchTokens];
+        UpPass<LK_GATE>::run(args.gate, gate, args, x, part, here, refills || !is_filled, of_gate);
+        UpPass<LK_UP>::run(args.up, up, args, x, part, here, refills || (!has_gate && !is_filled), of_up);
+        is_filled = true;
+        if (!has_rows) continue;
+        LK_UNROLL
+        for (int t = 0; t < kBatchTokens; ++t) {
+          if (t < n) finish_hidden(args, pairs[at + t], tile_row, has_gate, of_gate[t], of_up[t], lane, h, h_scale);
         }
       }
     }
@@ -290,7 +286,7 @@ static inline void down_sums(constant MoeArgs& args, device const uchar* from, d
       simdgroup_barrier(mem_flags::mem_threadgroup);
       Group group;
       unpack_group(row, g, table, group);
-      multiply_group<kBatchTokens>(group, unit_of(row), staged, tiles_for(n, 8), area, lane, acc);
+      multiply_group<kBatchTokens>(group, unit_of(row), staged, n, area, lane, acc);
     }
   }
   threadgroup float* sums = reinterpret_cast<threadgroup float*>(area);
@@ -339,10 +335,11 @@ kernel void moe_down_batch(constant MoeArgs& args [[buffer(0)]], device const uc
                            uint thread_index [[thread_index_in_threadgroup]], uint3 threads [[threads_per_threadgroup]],
                            uint simdgroup [[simdgroup_index_in_threadgroup]], uint lane [[thread_index_in_simdgroup]],
                            uint simdgroups [[simdgroups_per_threadgroup]]) {
-  threadgroup uint table[Table<LK_WEIGHT>::kWords];
+  threadgroup uint4 entries[Table<LK_WEIGHT>::kWords / 4];
   threadgroup uint4 areas[kDownSplits * kDownQuads];
   threadgroup int pairs[kBatchList];
   threadgroup int counts[2 * kDownSplits];
+  threadgroup uint* table = reinterpret_cast<threadgroup uint*>(entries);
   const Here here = {thread_index, threads.x, simdgroup, simdgroups, lane};
   const PairList list = {pairs, counts};
   const int tokens = down_tokens(args.x.rows, args.down.rows);
@@ -353,24 +350,26 @@ kernel void moe_down_batch(constant MoeArgs& args [[buffer(0)]], device const uc
   Table<LK_WEIGHT>::fill(table, thread_index, threads.x);
   begin_out(args, ids, out, first, end, row, here);
 
-  int expert = collect(ids, args.down.experts, -1, first_pair, end_pair, 0, list, here).next;
+  int expert = -1, skip = 0;  // nobody: to find the first expert
   while (expert != kNobody) {
-    device const uchar* from = tiles_at(args.down, down, expert, tile_row);
-    const Found found = collect(ids, args.down.experts, expert, first_pair, end_pair, 0, list, here);
-    for (int at = 0; at < found.all; at += kBatchTokens) {
-      if (at > 0 && at % kBatchList == 0) {
-        collect(ids, args.down.experts, expert, first_pair, end_pair, at, list, here);
-      }
-      threadgroup const int* some = pairs + at % kBatchList;
-      const int n = min(found.all - at, static_cast<int>(kBatchTokens));
+    const Found found = collect(ids, args.down.experts, expert, first_pair, end_pair, skip, list, here);
+    const int listed = expert < 0 ? 0 : min(found.all - skip, static_cast<int>(kBatchList));
+    device const uchar* from = tiles_at(args.down, down, max(expert, 0), tile_row);
+    for (int at = 0; at < listed; at += kBatchTokens) {
+      const int n = min(listed - at, static_cast<int>(kBatchTokens));
       for (int split = simdgroup; split < kDownSplits; split += simdgroups) {
-        down_sums<LK_WEIGHT>(args, from, h, h_scale, some, n, split, table, areas + split * kDownQuads, lane);
+        threadgroup uint4* area = areas + split * kDownQuads;
+        down_sums<LK_WEIGHT>(args, from, h, h_scale, pairs + at, n, split, table, area, lane);
       }
       threadgroup_barrier(mem_flags::mem_threadgroup);
-      add_pairs(args, weights, some, n, reinterpret_cast<threadgroup const float*>(areas), out, row, here);
+      add_pairs(args, weights, pairs + at, n, reinterpret_cast<threadgroup const float*>(areas), out, row, here);
       threadgroup_barrier(mem_flags::mem_threadgroup);
     }
-    expert = found.next;
+    skip += kBatchList;
+    if (expert < 0 || skip >= found.all) {
+      expert = found.next;
+      skip = 0;
+    }
   }
 }
 

@@ -5,9 +5,10 @@
 //
 // A simdgroup has a row of tiles (gpu/tile.h), lane = row. For each 32 columns of a tile
 //
-//   unpack: 4 codewords of the lane -> 32 integers q_w * odd, as halfs, in registers
-//   twice: 16 of them -> panel[row][column]; 8 matrices of it, 8 rows x 8 columns          2 stores of 16 bytes, 8 loads
-//   for each 8 tokens:
+//   unpack: 4 codewords of the lane -> 32 integers q_w, as halfs, in registers
+//   up to 4 tokens: 32 columns times 2 or 4 tokens, one load of x for both or all            2 or 4 fma for each load
+//   more: twice: 16 q_w * odd -> panel[row][column]; 8 matrices of it, 8 rows x 8 columns    2 stores of 16 bytes, 8 loads
+//         for each 8 tokens:
 //     c = sums of 32 rows: for each 8 columns a matrix of x, 8 columns x 8 tokens          4 loads, 16 products
 //     c -> panel[row][token]; the lane reads its row: 8 sums                               4 stores, 2 loads of 16 bytes
 //     acc = fma(sum * scale_x, d, acc) for 8 tokens                                        16 operations
@@ -18,9 +19,10 @@
 // finite stays in its row and its token. Metal does not say which lane has which number of a matrix, so sums go to their
 // lanes through threadgroup memory. Strides of 24 halfs and 12 floats spread eight rows over all banks.
 //
-// Operations of a lane for 32 columns, by hand: unpack 4 x 20 (lane.metal, and the order of the columns), 32 products with
-// odd, 10 stores and loads; for each 8 tokens 16 matrix products of 16 cycles each, and 30 others. 8 tokens: 256 beside 152;
-// 16 tokens: 512 beside 182; 32 tokens: 1024 beside 242, plus what staging x takes.
+// Operations of a lane for 32 columns, by hand: unpack about 60 (lane.metal); 2 tokens 106, 4 tokens 180. More: 32 products
+// with odd, 10 stores and loads; for each 8 tokens 16 matrix products of 16 cycles each, and 30 others. 8 tokens: 256 beside
+// 132; 16 tokens: 512 beside 162; 32 tokens: 1024 beside 222, plus what staging x takes. The sum of 32 columns is the same
+// integer in each way: a token has the same result whatever others it meets.
 //
 // The caller guarantees whole simdgroups; the panel is the simdgroup's own; x was staged before a barrier of those who did.
 #pragma once
@@ -28,7 +30,9 @@
 #include "batch_shape.h"
 
 // A loop whose steps the compiler writes out, so that arrays of the thread stay in registers
+#if !defined(LK_UNROLL)
 #define LK_UNROLL _Pragma("clang loop unroll(full)")
+#endif
 
 namespace lutkern {
 namespace metal_kernels {
@@ -60,16 +64,16 @@ struct Here {
 
 // 32 columns of the row of a lane
 struct Group {
-  half2 code[16];
-  float odd[2];  // 2 s + 1 of 16 columns each
+  half2 code[16];  // raw_codes
+  float odd[2];    // 2 s + 1 of 16 columns each
 };
 
 template <class Block, int g>
 static inline void unpack_at(const thread Lane<Block>& row, threadgroup const uint* table, thread Group& to) {
-  row.codes(4 * g, table, to.code);
-  row.codes(4 * g + 1, table, to.code + 4);
-  row.codes(4 * g + 2, table, to.code + 8);
-  row.codes(4 * g + 3, table, to.code + 12);
+  row.raw_codes(4 * g, table, to.code);
+  row.raw_codes(4 * g + 1, table, to.code + 4);
+  row.raw_codes(4 * g + 2, table, to.code + 8);
+  row.raw_codes(4 * g + 3, table, to.code + 12);
   to.odd[0] = 2.0f * scale_of<Block>(row.words, 2 * g);
   to.odd[1] = 2.0f * scale_of<Block>(row.words, 2 * g + 1);
 }
@@ -97,10 +101,10 @@ static inline void unpack_group(const thread Lane<Block>& row, int g, threadgrou
   }
 }
 
-// What a sum of code * odd is multiplied with
+// What a sum of code * odd * q_x is multiplied with: d and a power of two
 template <class Block>
 static inline float unit_of(const thread Lane<Block>& row) {
-  return row.d * (0.5f * code_unit<Block>());
+  return row.d * (0.5f * code_unit<Block>() / raw_unit<Block>());
 }
 
 static inline int tiles_of_row(constant WeightArgs& w) { return tiles_for(w.cols, kTileCols); }
@@ -130,11 +134,36 @@ static inline void put_codes(thread const half2* codes, float odd, threadgroup u
   for (int i = 0; i < 8; ++i) simdgroup_load(to[i], halfs + 8 * (i / 2) * kRowStride + 8 * (i % 2), kRowStride);
 }
 
-// acc[token] += 32 columns of the lane's row times x, for the first 8 * eights tokens; unit: of its tile
-template <int kTokens>
-static inline void multiply_group(const thread Group& w, float unit, threadgroup const uint4* x, int eights,
-                                  threadgroup uint4* panel, uint lane, thread float* acc) {
+// acc[token] += 32 columns of the lane's row times x, for the first kFew tokens
+template <int kTokens, int kFew>
+static inline void multiply_few(const thread Group& w, float unit, threadgroup const uint4* x, thread float* acc) {
   enum : int { kStride = Staged<kTokens>::kStride };
+  threadgroup const half* codes = reinterpret_cast<threadgroup const half*>(x);
+  threadgroup const float* scales = reinterpret_cast<threadgroup const float*>(codes + kStagedCols * kStride);
+  float sum[2][kFew];
+  LK_UNROLL
+  for (int t = 0; t < kFew; ++t) sum[0][t] = sum[1][t] = 0.0f;
+  LK_UNROLL
+  for (int j = 0; j < kStagedCols; ++j) {
+    const vec<half, kFew> v = *reinterpret_cast<threadgroup const vec<half, kFew>*>(codes + j * kStride);
+    const float code = static_cast<float>(j % 2 == 0 ? w.code[j / 2].x : w.code[j / 2].y);
+    LK_UNROLL
+    for (int t = 0; t < kFew; ++t) sum[j / 16][t] = fma(code, static_cast<float>(v[t]), sum[j / 16][t]);
+  }
+  LK_UNROLL
+  for (int t = 0; t < kFew; ++t) {
+    acc[t] = fma(fma(sum[1][t], w.odd[1], sum[0][t] * w.odd[0]) * scales[t], unit, acc[t]);
+  }
+}
+
+// The same for the first n tokens, and some more that were staged as zeros
+template <int kTokens>
+static inline void multiply_group(const thread Group& w, float unit, threadgroup const uint4* x, int n,
+                                  threadgroup uint4* panel, uint lane, thread float* acc) {
+  if (n <= 2) return multiply_few<kTokens, 2>(w, unit, x, acc);
+  if (n <= 4) return multiply_few<kTokens, 4>(w, unit, x, acc);
+  enum : int { kStride = Staged<kTokens>::kStride };
+  const int eights = tiles_for(n, 8);
   simdgroup_half8x8 a[16];  // a[8 i + 2 m + k]: columns 16 i + 8 k, rows 8 m
   put_codes(w.code, w.odd[0], panel, lane, a);
   put_codes(w.code + 8, w.odd[1], panel, lane, a + 8);

@@ -184,13 +184,14 @@ std::vector<std::string> base_flags() {
   return flags;
 }
 
-// Functions that are not inlined make no slower kernels here, and texts that compile three times as fast.
+// Functions that are not inlined and loops that stay loops make no slower kernels here, and texts that compile four times as
+// fast.
 std::vector<std::string> code_flags() {
   const char* sanitize = getenv("LUTKERN_SIM_SANITIZE");
   const bool is_sanitized = sanitize != nullptr && sanitize[0] != 0;
   std::vector<std::string> flags = base_flags();
-  flags.insert(flags.end(), {is_sanitized ? "-O0" : "-O1", "-fno-inline-functions", "-fno-unroll-loops", "-fPIC",
-                             "-gline-tables-only", "-gdwarf-4", "-fvisibility=hidden"});
+  flags.insert(flags.end(), {is_sanitized ? "-O0" : "-O1", "-fno-inline-functions", "-fno-unroll-loops",
+                             "-DLK_UNROLL=", "-fPIC", "-gline-tables-only", "-gdwarf-4", "-fvisibility=hidden"});
   if (has_f16c()) flags.insert(flags.end(), {"-mf16c", "-mfma"});
 #if defined(__x86_64__)
   if (compiler().version.find("version 15.") == std::string::npos) {
