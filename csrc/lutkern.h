@@ -116,7 +116,7 @@ typedef struct lutkern_options {
   lutkern_parallel_for parallel_for; /* null: the library's threads */
   void* parallel_context;
   int32_t effort; /* pack: lutkern_effort */
-  void* stream;   /* of a device: the CUstream, or the stream of lutkern_stream_create, on which the work is queued; null
+  void* stream; /* of a device: the CUstream, or the stream of lutkern_stream_create, on which the work is queued; null
                      is the default stream. Work whose arrays all lie on the device is only queued; work with arrays of
                      the CPU is done on return */
 } lutkern_options;
@@ -235,8 +235,9 @@ LUTKERN_API int32_t lutkern_device_has_tiles(int32_t device, int32_t ggml_type);
 LUTKERN_API lutkern_status lutkern_device_alloc(int32_t device, size_t nbytes, void* stream, void** out);
 LUTKERN_API lutkern_status lutkern_device_free(int32_t device, void* data, void* stream);
 /* Memory of the CPU as memory of a device that shares it, a Metal device: nothing is copied, and any address and size will
- * do, also inside of a file that is mapped to be read. *out is data, which must stay until lutkern_device_free has taken
- * *out back: that leaves the memory to its owner. The same memory may be wrapped again; each needs a free of its own. */
+ * do, also inside of a file that is mapped to be read; up to 16 MB of memory that Metal refuses are copied. *out is data,
+ * which must stay as it is until lutkern_device_free has taken *out back: that leaves the memory to its owner. The same
+ * memory may be wrapped again; each needs a free of its own. */
 LUTKERN_API lutkern_status lutkern_device_wrap(int32_t device, const void* data, size_t nbytes, void** out);
 /* Between the CPU and a device, or two devices, on a stream of the device that receives, or of the one that is not the
  * CPU. Done on return, but for a copy inside of one device: that is queued. A copy between two devices also waits for

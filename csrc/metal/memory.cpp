@@ -92,9 +92,21 @@ Id Memory::new_wrap(uintptr_t begin, size_t bytes, uintptr_t* contents) const {
   const uintptr_t end = (begin + bytes + page - 1) / page * page;
   if (!check_bytes(end - first)) return nullptr;
   *contents = first;
-  const Id buffer = objc::wrap_buffer(device_, reinterpret_cast<void*>(first), end - first, kStorageShared, nullptr);
+  Id buffer = objc::wrap_buffer(device_, reinterpret_cast<void*>(first), end - first, kStorageShared, nullptr);
+  if (!buffer && bytes <= kCopiedBytes) {
+    *contents = begin;
+    buffer = new_copy(begin, bytes);
+  }
   if (!buffer) failed(Cause::memory, "newBufferWithBytesNoCopy failed: %zu bytes of the CPU", bytes);
   return buffer;
+}
+
+Id Memory::new_copy(uintptr_t begin, size_t bytes) const {
+  Owned buffer(objc::new_buffer(device_, bytes, kStorageShared));
+  void* contents = objc::contents(buffer.get());
+  if (!contents) return nullptr;
+  memcpy(contents, reinterpret_cast<const void*>(begin), bytes);
+  return buffer.take();
 }
 
 bool Memory::wrap(const void* data, size_t bytes) {

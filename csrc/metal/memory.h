@@ -21,7 +21,8 @@ class Memory {
 
   // Shared memory of its own
   bool allocate(size_t bytes, void** out);
-  // Memory of somebody else, rounded to whole pages. The same beginning may be wrapped again.
+  // Memory of somebody else, rounded to whole pages. The same beginning may be wrapped again. Metal promises this for mapped
+  // memory only: little of other memory is copied where Metal refuses it.
   bool wrap(const void* data, size_t bytes);
   // Gives memory of either kind back. False, with a reason: it is not known.
   bool release(const void* data);
@@ -40,14 +41,17 @@ class Memory {
     uintptr_t begin;
     size_t bytes;
     Id buffer;
-    uintptr_t contents;  // where the buffer begins
+    uintptr_t contents;  // the address for which the buffer begins
     int count;           // of allocations and wraps with this beginning
     bool wrapped;
     bool used;
   };
 
+  enum : size_t { kCopiedBytes = size_t{1} << 24 };  // of a wrap, at most
+
   bool check_bytes(size_t bytes) const;
   Id new_wrap(uintptr_t begin, size_t bytes, uintptr_t* contents) const;
+  Id new_copy(uintptr_t begin, size_t bytes) const;
   int position(uintptr_t begin) const;
   Entry* find_entry(uintptr_t begin, size_t bytes);
   Entry* entry_at(uintptr_t begin);

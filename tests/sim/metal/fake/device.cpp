@@ -137,7 +137,7 @@ Buffer* device_wrap(Device* self, Selector, void* from, unsigned long bytes, uns
   if (reinterpret_cast<uintptr_t>(from) % page) stop("the pointer is not a multiple of the page, %zu bytes", page);
   if (bytes % page) stop("the length is %lu, expected a multiple of the page, %zu bytes", bytes, page);
   if (!is_mapped(static_cast<uint8_t*>(from), bytes)) stop("not all of the %lu bytes are memory of the process", bytes);
-  if (fails() || bytes > settings().buffer) return nullptr;
+  if (fails() || settings().wraps == 0 || bytes > settings().buffer) return nullptr;
   return new Buffer(self, static_cast<uint8_t*>(from), bytes, true);
 }
 

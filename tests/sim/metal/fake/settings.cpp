@@ -14,7 +14,7 @@ namespace {
 void set(Settings* s, const std::string& item) {
   const std::map<std::string, int*> numbers = {{"devices", &s->devices}, {"family", &s->family}, {"metal3", &s->metal3},
                                                {"unified", &s->unified}, {"macos", &s->macos},   {"shared", &s->shared},
-                                               {"threads", &s->threads}, {"fail", &s->fail}};
+                                               {"threads", &s->threads}, {"wraps", &s->wraps},   {"fail", &s->fail}};
   const std::map<std::string, size_t*> sizes = {{"page", &s->page}, {"memory", &s->memory}, {"buffer", &s->buffer}};
   const std::map<std::string, std::string*> texts = {
       {"compile", &s->compile}, {"report", &s->report}, {"without", &s->without}};

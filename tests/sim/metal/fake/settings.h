@@ -15,6 +15,7 @@ struct Settings {
   int macos = 14;                   // methods that are newer do not exist
   int shared = 32768;               // bytes of threadgroup memory, at most
   int threads = 1024;               // of a threadgroup, at most, of any pipeline
+  int wraps = 1;                    // 0: no buffer is made of memory of the CPU
   int fail = 0;                     // the number of the call that fails, from 1 on
   size_t page = 0;                  // of newBufferWithBytesNoCopy; 0: the page of this system
   size_t memory = size_t{1} << 30;  // of a device
