@@ -2,7 +2,6 @@
 
 #include <string.h>
 
-
 namespace lutkern {
 namespace cuda {
 

@@ -271,8 +271,7 @@ struct Lane {
     if (T::kFamily == 1) {
       iq1_codes(*entry_at(table, entry_offset<Block>(words, i)), i, out4);
     } else if (T::kFamily == 2) {
-      const uint2 entry =
-          *reinterpret_cast<threadgroup const uint2*>(entry_at(table, entry_offset<Block>(words, i)));
+      const uint2 entry = *reinterpret_cast<threadgroup const uint2*>(entry_at(table, entry_offset<Block>(words, i)));
       const uint even = iq2_signed(entry.x, words[i / 4], 0, i % 4);
       const uint odd = iq2_signed(entry.y, words[i / 4], 1, i % 4);
       put_pairs(iq2_lower(even), iq2_lower(odd), out4, out4 + 2);
