@@ -43,7 +43,7 @@ def test_a_format_without_a_kernel_takes_the_next_row_down():
     best = lutkern.isas()[0]
     assert lutkern.supports("iq1_m", "matvec") == f"gemv_iq1_m_tiles_{NEXT.get(best, best)}"
     assert lutkern.supports("iq1_m", "moe", layout="blocks") == f"gemm_iq1_m_blocks_{best}"
-    assert lutkern.supports("iq1_m", "matvec", "metal") is None
+    assert lutkern.supports("iq1_m", "pack", "metal") is None
 
 
 def test_a_row_without_quantisers_takes_those_of_the_next_row_down(isa):

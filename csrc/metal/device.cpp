@@ -72,7 +72,7 @@ void count_devices() {
 
 int device_count() {
   if (is_forked()) return 0;
-  std::call_once(g_counted, count_devices);
+  std::call_once(g_counted, [] { count_devices(); });
   return g_count;
 }
 
