@@ -8,8 +8,9 @@
 //         iq1_m: + (4 + f) * sum8(x) / 4;   iq1_s: + (9/8 + shift) * sum32(x)
 //   iq2   sum of halfs (weight * 2^-17) . x;   iq3: of weight (iq3_xxs: weight / 4) * 2^-14
 //
-//   for each 32 columns: float4 tail; 4 times: uint4 x; for both rows: entry, halfs (lane.metal), 8 fma
-//                        for both rows: (s + 1/2) * part, sum = fma(scale_x, .., sum)
+//   for both halves of the tile, the words of the second moved to where those of the first were:
+//     for each 32 columns: float4 tail; 4 times: uint4 x; for both rows: entry, halfs (lane.metal), 8 fma
+//                          for both rows: (s + 1/2) * part, sum = fma(scale_x, .., sum)
 //
 // What matters: fma of two halfs and a float; AND, XOR and turns of lane.metal; threadgroup loads: an entry of 4 bytes
 // takes about 3.5 cycles of a core, one of 8 bytes 7, x 4 (16 bytes for all lanes, shared by two rows). A sum of 32
@@ -19,15 +20,16 @@
 // counted in what clang makes of this text; and what 819 GB/s leave time for on 80 cores of 128 lanes at 1.4 GHz:
 //
 //              offset, entry  halfs  fma   x    the rest   together  room    cycles of threadgroup loads, of
-//   iq1_s           3           4    8    0.5     4.4        19.9    27.3        5.6     6.8
-//   iq1_m           3           5    9    0.5     3.2        20.7    30.6        5.7     7.7
-//   iq2_xxs         3          12    8    0.5     2.0        25.5    38.3        9.1     9.6
-//   iq2_xs          3          12    8    0.5     3.1        26.6    42.7        9.1    10.7
-//   iq2_s           3          12    8    0.5     3.0        26.5    44.8        9.1    11.2
-//   iq3_xxs         6          18    8    0.5     2.1        34.6    55.8        9.1    13.9     17.3 for a lookup
-//   iq3_s           6          18    8    0.5     2.1        34.6    60.2        9.1    15.0     17.3 for a lookup
+//   iq1_s           3           4    8    0.5     4.5        20.0    27.3        5.6     6.8
+//   iq1_m           3           5    9    0.5     3.4        20.9    30.6        5.7     7.7
+//   iq2_xxs         3          12    8    0.5     2.2        25.7    38.3        9.1     9.6
+//   iq2_xs          3          12    8    0.5     3.4        26.9    42.7        9.1    10.7
+//   iq2_s           3          12    8    0.5     3.3        26.8    44.8        9.1    11.2
+//   iq3_xxs         6          18    8    0.5     2.5        35.0    55.8        9.1    13.9     17.5 for a lookup
+//   iq3_s           6          18    8    0.5     2.5        35.0    60.2        9.1    15.0     17.5 for a lookup
 //
-// The rest: for 32 columns the tail, its scales and, in iq1_s, its shift; for a tile the loads of its words and d.
+// The rest: for 32 columns the tail, its scales and, in iq1_s, its shift; for a tile the loads of its words, the moves
+// to its second half, and d.
 //
 // The caller guarantees what lane.metal asks for, and tables at a multiple of 8 bytes.
 #pragma once
@@ -65,6 +67,8 @@ struct Dot {
   void load_tile(device const uchar* tiles, int tile, uint lane) {
     row.load(tiles + static_cast<int64_t>(tile) * T::kBytes, lane);
   }
+
+  void to_second_half() { metal_kernels::to_second_half<Block>(row.words); }
 
   void begin(float4 tail) {
     part[0] = kHasSums ? tail.y : 0.0f;
@@ -110,7 +114,7 @@ struct Dot {
       if (T::kFamily == 1) value = fma(iq1_s_shift(row.words, g), tail.w, part[0] + part[1]);
       value *= scale_of<Block>(row.words, 2 * g);
     }
-    sum = g == 0 ? tail.x * value : fma(tail.x, value, sum);
+    sum = fma(tail.x, value, sum);
   }
 
   float scale() const { return row.d * product_unit<Block>(); }
@@ -121,33 +125,47 @@ struct Dot<NoGate> {
   enum : int { kHasSums = 0 };
   float sum;
   void load_tile(device const uchar*, int, uint) {}
+  void to_second_half() {}
   void begin(float4) {}
   void add(int, threadgroup const uint*, uint4, half) {}
-  void end(int, float4) { sum = 0.0f; }
+  void end(int, float4) {}
   float scale() const { return 0.0f; }
 };
 
-// The sums of a tile of both rows
+// The sums of a tile of both rows, in two halves by the same text, for up to 14 moves of a row: instructions of a
+// core's cache are few, and a whole tile would be 10 to 18 KB of them.
 template <class A, class B>
 static inline void dot_tile(thread Dot<A>& a, thread Dot<B>& b, threadgroup const uint* table_a,
                             threadgroup const uint* table_b, threadgroup const uint4* staged) {
   threadgroup const float4* tails = reinterpret_cast<threadgroup const float4*>(staged + kStagedTails);
   threadgroup const half4* sums = reinterpret_cast<threadgroup const half4*>(staged + kStagedSums);
-#pragma unroll
-  for (int g = 0; g < 8; ++g) {
-    const float4 tail = tails[g];
-    half4 sum4 = half4(0.0h);
-    if (Dot<A>::kHasSums || Dot<B>::kHasSums) sum4 = sums[g];
-    a.begin(tail);
-    b.begin(tail);
-#pragma unroll
-    for (int k = 0; k < 4; ++k) {
-      const uint4 x = staged[4 * g + k];
-      a.add(4 * g + k, table_a, x, sum4[k]);
-      b.add(4 * g + k, table_b, x, sum4[k]);
+  a.sum = 0.0f;
+  b.sum = 0.0f;
+#pragma clang loop unroll(disable)
+  for (int half_tile = 0; half_tile < 2; ++half_tile) {
+    if (half_tile > 0) {
+      a.to_second_half();
+      b.to_second_half();
     }
-    a.end(g, tail);
-    b.end(g, tail);
+#pragma unroll
+    for (int g = 0; g < 4; ++g) {
+      const float4 tail = tails[g];
+      half4 sum4 = half4(0.0h);
+      if (Dot<A>::kHasSums || Dot<B>::kHasSums) sum4 = sums[g];
+      a.begin(tail);
+      b.begin(tail);
+#pragma unroll
+      for (int k = 0; k < 4; ++k) {
+        const uint4 x = staged[4 * g + k];
+        a.add(4 * g + k, table_a, x, sum4[k]);
+        b.add(4 * g + k, table_b, x, sum4[k]);
+      }
+      a.end(g, tail);
+      b.end(g, tail);
+    }
+    staged += 16;
+    tails += 4;
+    sums += 4;
   }
 }
 

@@ -210,7 +210,33 @@ static inline float iq1_s_shift(const thread uint* words, int group) {
   return as_type<float>(((group % 2 == 0 ? word << 12 : word) & 0x00200000u) ^ 0x3fa00000u);
 }
 
-// weight = d * (s + 1/2) * kUnit * code; of products with what halfs the entries give: 2 for iq1 and 2^15
+// Puts what columns 128 .. 255 need where columns 0 .. 127 have it: words of signs, half of the fields, half of the
+// scales
+template <class Block>
+static inline void to_second_half(thread uint* words) {
+  using T = Tile<Block>;
+  enum : int { kFieldWords = T::kBits * T::kIndices / 64, kTurned = T::kFields > T::kIndices / 2 };
+  thread uint* codes = words + T::kCodes;
+  thread uint* scales = words + Scales<Block>::kAt;
+  if (kTurned) {  // iq2_xs: 16 fields are four words and a half
+    const uint first = codes[0];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) codes[i] = codes[i + 4] >> 16 | codes[i + 5] << 16;
+    codes[4] = codes[8] >> 16 | first << 16;
+  } else {
+#pragma unroll
+    for (int i = 0; i < kFieldWords; ++i) codes[i] = codes[i + kFieldWords];
+  }
+  if (T::kFamily > 1) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) words[i] = words[i + 4];
+    scales[0] = T::kFamily == 2 && T::kBits > 8 ? scales[1] : scales[0] >> 16;
+  } else if (!T::kHasHalf) {
+    scales[0] = scales[0] >> 24 | scales[1] << 8;
+  }
+}
+
+// weight = d * (s + 1/2) * code_unit * code
 template <class Block>
 static inline float code_unit() {
   return Tile<Block>::kFamily < 3 ? 0.25f : (Tile<Block>::kBits == 8 ? 0.5f : 2.0f);
