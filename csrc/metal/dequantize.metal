@@ -75,8 +75,9 @@ kernel void dequantize(constant DequantizeArgs& args [[buffer(0)]], device const
                        uint thread_index [[thread_index_in_threadgroup]], uint3 threads [[threads_per_threadgroup]],
                        uint simdgroup [[simdgroup_index_in_threadgroup]], uint lane [[thread_index_in_simdgroup]],
                        uint simdgroups [[simdgroups_per_threadgroup]]) {
-  threadgroup uint table[Table<LK_WEIGHT>::kWords];
+  threadgroup uint4 entries[Table<LK_WEIGHT>::kWords / 4];
   threadgroup float squares[kDequantizeSimdgroups * kSquareNumbers];
+  threadgroup uint* table = reinterpret_cast<threadgroup uint*>(entries);
   Table<LK_WEIGHT>::fill(table, thread_index, threads.x);
   threadgroup_barrier(mem_flags::mem_threadgroup);
   const int64_t first = static_cast<int64_t>(group.x) * kDequantizeTiles;

@@ -31,7 +31,7 @@
 // The rest: for 32 columns the tail, its scales and, in iq1_s, its shift; for a tile the loads of its words, the moves
 // to its second half, and d.
 //
-// The caller guarantees what lane.metal asks for, and tables at a multiple of 8 bytes.
+// The caller guarantees what lane.metal asks for.
 #pragma once
 #include "activations.metal"
 

@@ -25,8 +25,8 @@
 // Operations of a lookup with its offset and its load: iq1 7 and iq2 15 for eight weights, iq3 12 for four.
 // Registers of a row of 256 columns: iq1 13 and 14, iq2 18 to 21, iq3 26 and 28.
 //
-// The caller guarantees tiles, whole simdgroups, a table that was filled before a barrier, and codewords that are known
-// when the text is compiled: else words go through memory.
+// The caller guarantees tiles, whole simdgroups, a table at a multiple of 16 bytes that was filled before a barrier,
+// and codewords that are known when the text is compiled: else words go through memory.
 #pragma once
 #include "../gpu/tile.h"
 #include "numbers.metal"
