@@ -144,9 +144,10 @@ bool stream_destroy(int index, void* stream) {
   return give_back(index, [&](Device& d) { return d.destroy_stream(stream); });
 }
 
-bool capturing(int index, void*, bool* out) {
+// There are no graphs.
+bool capturing(int, void*, bool* out) {
   *out = false;
-  return open(index);
+  return true;
 }
 
 Event* event_of(void* event) { return static_cast<Event*>(event); }

@@ -184,16 +184,15 @@ bool Device::destroy_stream(void* handle) {
 // Streams may come and go while one is waited for: from the last to the first, none that stays is left out.
 template <class Work>
 void Device::for_streams(Work work) {
+  std::unique_lock<std::mutex> hold(streams_lock_);
   for (int i = n_streams_; i-- > 0;) {
-    Stream* stream = nullptr;
-    {
-      const std::lock_guard<std::mutex> hold(streams_lock_);
-      if (i >= n_streams_) continue;
-      stream = streams_[i];
-      stream->hold();
-    }
+    if (i >= n_streams_) continue;
+    Stream* stream = streams_[i];
+    stream->hold();
+    hold.unlock();
     work(*stream);
     stream->let_go();
+    hold.lock();
   }
 }
 

@@ -1,7 +1,5 @@
 #include "queue.h"
 
-#include <string.h>
-
 #include <utility>
 
 namespace lutkern {
