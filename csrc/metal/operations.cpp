@@ -14,7 +14,10 @@ using metal_args::WeightArgs;
 
 namespace {
 
-enum : int64_t { kPad = 256 /* numbers of h are padded to a multiple of this */ };
+enum : int64_t {
+  kPad = 256,          // numbers of h are padded to a multiple of this
+  kTileAlignment = 16  // the kernels load words of tiles by four
+};
 
 int64_t padded(int64_t cols) { return (cols + kPad - 1) / kPad * kPad; }
 
@@ -40,7 +43,13 @@ size_t element_bytes(Dtype dtype) { return dtype == Dtype::f32 ? 4 : 2; }
 size_t bytes_of(const Weight& w) { return static_cast<size_t>(w.experts * w.expert_bytes); }
 
 bool place_weight(Device& device, const char* what, const Weight* w, Place* out) {
-  if (!w || device.memory().find_for_work(w->data, bytes_of(*w), out)) return true;
+  if (!w) return true;
+  const uintptr_t past = reinterpret_cast<uintptr_t>(w->data) % kTileAlignment;
+  if (w->layout == Layout::tiles && past != 0) {
+    return failed(Cause::device, "%s is %d bytes past a multiple of %d, expected tiles at a multiple", what,
+                  static_cast<int>(past), static_cast<int>(kTileAlignment));
+  }
+  if (device.memory().find_for_work(w->data, bytes_of(*w), out)) return true;
   return failed(Cause::device, "%s is not in memory of metal:%d, expected lutkern_device_alloc or lutkern_device_wrap",
                 what, device.index());
 }
