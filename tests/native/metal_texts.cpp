@@ -61,8 +61,7 @@ void copies() {
 void places() {
   lutkern_format format{};
   ok(lutkern_find_format("iq1_m", &format));
-  const int64_t nbytes =
-      lutkern_device_tensor_bytes(kDevice, format.ggml_type, LUTKERN_TILES, 1, 32, 256);
+  const int64_t nbytes = lutkern_device_tensor_bytes(kDevice, format.ggml_type, LUTKERN_TILES, 1, 32, 256);
   const size_t n = static_cast<size_t>(nbytes);
   std::vector<uint8_t> cpu(n + 32);
   uint8_t* own = static_cast<uint8_t*>(allocate(n + 32));
