@@ -176,8 +176,8 @@ class PackedTensor:
         32); the others stay in blocks. Nothing is lost on the way: `blocks` gives the GGUF bytes of every layout.
 
         Blocks of the CPU become blocks on Metal, ``t.to(device="metal", layout="blocks")``, without a copy: the GPU
-        reads the same memory, of a mapped file too, and the tensor keeps it alive; a change of these bytes is a change
-        of the weight. Tiles are memory of their own: once they are made, a mapped file need not stay in memory.
+        reads the same memory, of a mapped file too, and the tensor keeps it alive. These bytes must not change
+        meanwhile. Tiles are memory of their own: once they are made, a mapped file need not stay in memory.
 
         Parameters
         ----------
