@@ -31,10 +31,10 @@ static inline Numbers8 load_numbers8(constant MatrixArgs& args, device const voi
   const int column = kTileCols * tile + 8 * static_cast<int>(lane);
   Numbers8 out;
   if (column + 8 <= args.cols) {
-#pragma unroll
+    LK_UNROLL
     for (int j = 0; j < 8; ++j) out.v[j] = load_number(x, args.dtype, first + column + j);
   } else {
-#pragma unroll
+    LK_UNROLL
     for (int j = 0; j < 8; ++j)
       out.v[j] = column + j < args.cols ? load_number(x, args.dtype, first + column + j) : 0.0f;
   }
@@ -44,12 +44,12 @@ static inline Numbers8 load_numbers8(constant MatrixArgs& args, device const voi
 // The integers of 32 columns, which four lanes have together, and their scale
 static inline float quantize8(thread Numbers8& x) {
   uint largest = 0;
-#pragma unroll
+  LK_UNROLL
   for (int j = 0; j < 8; ++j) largest = max(largest, magnitude_bits(x.v[j]));
   largest = max(largest, simd_shuffle_xor(largest, 1));
   largest = max(largest, simd_shuffle_xor(largest, 2));
   const QuantizeRule rule = quantize_rule(largest);
-#pragma unroll
+  LK_UNROLL
   for (int j = 0; j < 8; ++j) x.v[j] = quantize_number(x.v[j], rule);
   return rule.scale;
 }
@@ -67,7 +67,7 @@ static inline void stage8(threadgroup uint4* staged, Numbers8 q, float scale, bo
     const float pair[4] = {q.v[0] + q.v[4], q.v[1] + q.v[5], q.v[2] + q.v[6], q.v[3] + q.v[7]};
     const float sum8 = (pair[0] + pair[1]) + (pair[2] + pair[3]);
     float begin = -1.125f * sum8;
-#pragma unroll
+    LK_UNROLL
     for (int k = 0; k < 4; ++k) begin = fma(pair[k], -static_cast<float>(1 + (1024 >> (2 * k))), begin);
     begin += simd_shuffle_xor(begin, 1);
     float sum = sum8 + simd_shuffle_xor(sum8, 1);

@@ -24,11 +24,11 @@ template <class Block>
 static inline void put_numbers(const thread Lane<Block>& row, int g, threadgroup const uint* table,
                                threadgroup float* to) {
   const float scale = row.scale16(g);
-#pragma unroll
+  LK_UNROLL
   for (int k = 0; k < 2; ++k) {
     half2 code[4];
     row.codes(2 * g + k, table, code);
-#pragma unroll
+    LK_UNROLL
     for (int j = 0; j < 4; ++j) {
       to[8 * k + 2 * j] = scale * static_cast<float>(code[j].x);
       to[8 * k + 2 * j + 1] = scale * static_cast<float>(code[j].y);
@@ -53,7 +53,7 @@ static inline void dequantize_tile(constant DequantizeArgs& args, device const u
            lane);
   const int half_of_lanes = static_cast<int>(lane / 16);
   const int column_of_lane = static_cast<int>(lane % 16);
-#pragma unroll
+  LK_UNROLL
   for (int g = 0; g < 16; ++g) {
     put_numbers(row, g, table, square + kSquareRow * lane);
     simdgroup_barrier(mem_flags::mem_threadgroup);

@@ -147,14 +147,14 @@ static inline void dot_tile(thread Dot<A>& a, thread Dot<B>& b, threadgroup cons
       a.to_second_half();
       b.to_second_half();
     }
-#pragma unroll
+    LK_UNROLL
     for (int g = 0; g < 4; ++g) {
       const float4 tail = tails[g];
       half4 sum4 = half4(0.0h);
       if (Dot<A>::kHasSums || Dot<B>::kHasSums) sum4 = sums[g];
       a.begin(tail);
       b.begin(tail);
-#pragma unroll
+      LK_UNROLL
       for (int k = 0; k < 4; ++k) {
         const uint4 x = staged[4 * g + k];
         a.add(4 * g + k, table_a, x, sum4[k]);

@@ -220,15 +220,15 @@ static inline void to_second_half(thread uint* words) {
   thread uint* scales = words + Scales<Block>::kAt;
   if (kTurned) {  // iq2_xs: 16 fields are four words and a half
     const uint first = codes[0];
-#pragma unroll
+    LK_UNROLL
     for (int i = 0; i < 4; ++i) codes[i] = codes[i + 4] >> 16 | codes[i + 5] << 16;
     codes[4] = codes[8] >> 16 | first << 16;
   } else {
-#pragma unroll
+    LK_UNROLL
     for (int i = 0; i < kFieldWords; ++i) codes[i] = codes[i + kFieldWords];
   }
   if (T::kFamily > 1) {
-#pragma unroll
+    LK_UNROLL
     for (int i = 0; i < 4; ++i) words[i] = words[i + 4];
     scales[0] = T::kFamily == 2 && T::kBits > 8 ? scales[1] : scales[0] >> 16;
   } else if (!T::kHasHalf) {
@@ -257,7 +257,7 @@ struct Lane {
 
   void load(device const uchar* tile, uint lane) {
     const int l = static_cast<int>(lane);
-#pragma unroll
+    LK_UNROLL
     for (int i = 0; i < 4 * T::kChunks; i += 4) {
       const uint4 v = *reinterpret_cast<device const uint4*>(tile + word_offset<T>(l, i));
       words[i] = v.x;
@@ -265,11 +265,11 @@ struct Lane {
       words[i + 2] = v.z;
       words[i + 3] = v.w;
     }
-#pragma unroll
+    LK_UNROLL
     for (int i = 4 * T::kChunks; i < 4 * T::kChunks + T::kFours; ++i) {
       words[i] = *reinterpret_cast<device const uint*>(tile + word_offset<T>(l, i));
     }
-#pragma unroll
+    LK_UNROLL
     for (int i = 4 * T::kChunks + T::kFours; i < T::kWords; i += 2) {
       const uint2 v = *reinterpret_cast<device const uint2*>(tile + word_offset<T>(l, i));
       words[i] = v.x;
@@ -285,7 +285,7 @@ struct Lane {
     raw_codes(i, table, out4);
     if (T::kFamily == 1) return;
     const float inverse = 1.0f / raw_unit<Block>();
-#pragma unroll
+    LK_UNROLL
     for (int j = 0; j < 4; ++j) {
       out4[j] = half2(static_cast<half>(static_cast<float>(out4[j].x) * inverse),
                       static_cast<half>(static_cast<float>(out4[j].y) * inverse));
@@ -303,7 +303,7 @@ struct Lane {
       put_pairs(iq2_lower(even), iq2_lower(odd), out4, out4 + 2);
       put_pairs(iq2_upper(even), iq2_upper(odd), out4 + 1, out4 + 3);
     } else {
-#pragma unroll
+      LK_UNROLL
       for (int half_word = 0; half_word < 2; ++half_word) {
         const int k = 2 * i + half_word;
         const uint entry = *entry_at(table, entry_offset<Block>(words, k));
@@ -327,14 +327,14 @@ struct Lane {
     float shift = 2.0f * static_cast<float>(as_type<half2>(entry & kShiftField).x) - 9.0f;
     if (T::kHasHalf) shift = 8.0f * iq1_s_shift(words, i / 4) - 9.0f;
     float numbers[8];
-#pragma unroll
+    LK_UNROLL
     for (int k = 0; k < 4; ++k) {
       const half2 pair = iq1_pair(entry, k);
       const float base = static_cast<float>(1 + (1024 >> (2 * k)));
       numbers[k] = fma(static_cast<float>(pair.x) - base, 8.0f, shift);
       numbers[4 + k] = fma(static_cast<float>(pair.y) - base, 8.0f, shift);
     }
-#pragma unroll
+    LK_UNROLL
     for (int j = 0; j < 4; ++j) {
       out4[j] = half2(static_cast<half>(numbers[2 * j]), static_cast<half>(numbers[2 * j + 1]));
     }

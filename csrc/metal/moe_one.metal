@@ -103,7 +103,7 @@ struct SlotTile {
     a.load_tile(tiles_of(args.down, from.down, expert, first_row), tile, lane);
     b.load_tile(tiles_of(args.down, from.down, expert, other_row), tile, lane);
     const uint4 words = reinterpret_cast<device const uint4*>(from.h + pair * args.h_stride + kTileCols * tile)[lane];
-#pragma unroll
+    LK_UNROLL
     for (int j = 0; j < 4; ++j) {
       const half2 two = as_type<half2>(words[j]);
       q.v[2 * j] = static_cast<float>(two.x);

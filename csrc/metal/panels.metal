@@ -29,11 +29,6 @@
 #include "activations.metal"
 #include "batch_shape.h"
 
-// A loop whose steps the compiler writes out, so that arrays of the thread stay in registers
-#if !defined(LK_UNROLL)
-#define LK_UNROLL _Pragma("clang loop unroll(full)")
-#endif
-
 namespace lutkern {
 namespace metal_kernels {
 
