@@ -56,6 +56,12 @@ MUTATIONS = [
     ),
     Mutation("ring_of_indices", "dequantize", "ring[(at / 32 + 1) % T::kRing]", "ring[at / 32]"),
     Mutation("signs_of_another_codeword", "matvec", "row.words[i / 4], 1, i % 4", "row.words[i / 4], 1, (i + 1) % 4"),
+    Mutation("half_of_a_ring", "matvec", "codes[8] >> 16 | first << 16", "codes[8] >> 16", fmt="iq2_xs"),
+    Mutation("scales_of_the_second_half", "matvec", "scales[0] >> 24 | scales[1] << 8", "scales[0] >> 24", fmt="iq1_m"),
+    Mutation(
+        "bias_of_another_field", "matvec", "1 + (1024 >> (2 * k))), begin", "1 + (1024 >> k)), begin", fmt="iq1_s"
+    ),
+    Mutation("shift_of_another_group", "matvec", "iq1_s_shift(row.words, g)", "iq1_s_shift(row.words, 0)", fmt="iq1_s"),
     # ---- dequantize ----
     Mutation(
         "dequantize_one_row_too_many",
