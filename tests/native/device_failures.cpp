@@ -1,5 +1,5 @@
 // Each call of the driver fails once: a text that names it, no crash, nothing left behind.
-#include "device_support.h"
+#include "device_cuda.h"
 
 namespace {
 

@@ -1,4 +1,5 @@
-// What the tests of the CUDA host stand on: the fake driver, weights on the CPU and on a device, failing.
+// What the tests of the hosts of GPUs stand on, for CUDA and for Metal alike: LUTKERN_TEST_KIND says which. Weights on the CPU
+// and on a device, processes, failing.
 #pragma once
 #include <dlfcn.h>
 #include <math.h>
@@ -6,6 +7,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <string>
@@ -13,8 +15,9 @@
 
 #include "lutkern.h"
 
-constexpr int32_t kFirst = LUTKERN_CUDA;
-constexpr int32_t kSecond = LUTKERN_CUDA + 1;
+constexpr int32_t kFirst = LUTKERN_TEST_KIND;
+constexpr int32_t kSecond = LUTKERN_TEST_KIND + 1;
+inline std::string place(int index) { return (kFirst == LUTKERN_METAL ? "metal:" : "cuda:") + std::to_string(index); }
 constexpr int32_t kNowhere = 0x300;  // no kind of devices
 
 [[noreturn]] __attribute__((format(printf, 1, 2))) inline void die(const char* text, ...) {
@@ -45,33 +48,12 @@ inline void expect(lutkern_status got, lutkern_status wanted, const char* text) 
 template <typename Fn>
 Fn* fake(const char* name) {
   static void* library = dlopen(LUTKERN_FAKE_LIBRARY, RTLD_NOW | RTLD_NOLOAD);
-  if (!library) die("the fake driver is not loaded");
+  if (!library) die("the fake is not loaded");
   void* symbol = dlsym(library, name);
   if (!symbol) die("the fake has no %s", name);
   Fn* fn = nullptr;
   memcpy(&fn, &symbol, sizeof(fn));
   return fn;
-}
-
-inline int alive(const char* what) { return fake<int(const char*)>("fake_cuda_alive")(what); }
-inline int calls() { return fake<int()>("fake_cuda_calls")(); }
-inline std::string failed_call() { return fake<const char*()>("fake_cuda_failed_call")(); }
-inline std::string fault() { return fake<const char*()>("fake_cuda_fault")(); }
-inline void finish() { fake<void()>("fake_cuda_finish")(); }
-
-// kKept: events and pinned buffers of the staging stay for the next operation.
-constexpr int kKeptEvents = 2 * 2;  // of two devices
-
-// tolerated: things that could not be given back, because the driver refused.
-inline void nothing_is_left(int tolerated = 0) {
-  finish();
-  int left = 0;
-  for (const char* what : {"arrays", "streams", "graphs", "contexts"}) {
-    left += alive(what);
-    if (left > tolerated) die("%d %s are left", alive(what), what);
-  }
-  if (alive("events") > kKeptEvents + tolerated) die("%d events are left", alive("events"));
-  if (!fault().empty()) die("fault: %s", fault().c_str());
 }
 
 // ---- a weight and its arrays ----
@@ -184,6 +166,44 @@ inline void near(const std::vector<float>& got, const std::vector<float>& expect
   }
 }
 
-// device_failures.cpp: each call of the driver fails once. report: a pipe for the number of calls.
-void case_nothing_fails(int report);
-void case_one_fails();
+// ---- processes ----
+
+// What a process of its own is started with: the fake that stands for the system's library, and its settings
+struct Start {
+  const char* library;
+  std::string settings;
+};
+
+// True if the child did what it should.
+template <class Run>
+bool in_child(const Start& start, Run run) {
+  fflush(nullptr);
+  const pid_t child = fork();
+  if (child == 0) {
+    setenv(kFirst == LUTKERN_METAL ? "LUTKERN_OBJC" : "LUTKERN_LIBCUDA", start.library, 1);
+    setenv(kFirst == LUTKERN_METAL ? "LUTKERN_FAKE_METAL" : "LUTKERN_FAKE_CUDA", start.settings.c_str(), 1);
+    alarm(200);
+    run();
+    fflush(nullptr);
+    _exit(0);
+  }
+  int status = 0;
+  waitpid(child, &status, 0);
+  if (WIFSIGNALED(status)) fprintf(stderr, "signal %d\n", WTERMSIG(status));
+  return WIFEXITED(status) && WEXITSTATUS(status) == 0;
+}
+
+// ---- device_operations.cpp: cases of both kinds ----
+
+// Blocks to the device and back, by way of every layout on either side, and to the other device
+void round_trip(const char* name, int64_t experts, int64_t rows, int64_t cols);
+void case_repack_in_chunks();
+void products(const char* name, lutkern_layout layout, int64_t tokens, bool exact);
+void case_products();
+void case_dequantize();
+void case_moe();
+void case_moe_edges();
+void case_events();
+void case_threads();
+// After all work is done. tolerated: things that could not be given back, because the fake refused. Each kind has its own.
+void nothing_is_left(int tolerated = 0);
