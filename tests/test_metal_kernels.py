@@ -51,11 +51,6 @@ def after(fmt: str, of: tuple[str, ...]) -> str:
     return of[(of.index(fmt) + 1) % len(of)]
 
 
-def neighbour(kernel: str, fmt: str) -> str:
-    """Another format that the kernels like this one take."""
-    return after(fmt, tuple(FORMATS) if "any" in kernel else TILE_FORMATS)
-
-
 def each(*names: str) -> Callable[[Any], Any]:
     """Run a test with these kernels."""
     TESTED.update(names)
@@ -67,14 +62,22 @@ any_format = pytest.mark.parametrize("name", FORMATS)
 products = each("matvec", "matmul_small", "matmul_large", "product_any")
 
 
+MIXED = {fmt: after(fmt, TILE_FORMATS) for fmt in ("iq1_m", "iq2_xxs", "iq2_s", "iq3_s")}
+"""Formats of up, and another one of gate: of the same family and of each other one."""
+COUPLES: list[tuple[str | None, str]] = [*zip(FORMATS[::2], FORMATS[1::2], strict=False), (None, FORMATS[-1])]
+"""Every format, as gate or as up."""
+KINDS = ("q4_k", "f16")
+
+
 def all_libraries() -> list[Macros]:
     """What the tests below run, the longest to compile first."""
-    pairs = [(after(fmt, TILE_FORMATS), fmt) for fmt in TILE_FORMATS] + [(fmt, fmt) for fmt in TILE_FORMATS]
-    found = [macros_of("moe_up", *pair) for pair in [*pairs, (None, "iq1_m")]]
-    found += [macros_of("matvec", fmt) for fmt in TILE_FORMATS]
+    found = [macros_of("matvec", fmt) for fmt in TILE_FORMATS]
+    found += [macros_of("moe_up", fmt, fmt) for fmt in TILE_FORMATS]
+    found += [macros_of("moe_up", gate, up) for up, gate in MIXED.items()]
+    found += [macros_of(kernel, gate, "iq2_xs") for kernel in ("moe_up", "moe_up_any") for gate in (None, "iq2_xs")]
     found += [macros_of("product_any", fmt) for fmt in FORMATS]
-    found += [macros_of("moe_up_any", after(fmt, tuple(FORMATS)), fmt) for fmt in FORMATS]
-    return found
+    found += [macros_of("moe_up_any", *couple) for couple in [*COUPLES, KINDS]]
+    return list(dict.fromkeys(found))
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -89,7 +92,7 @@ def test_every_kernel_has_a_test():
 
 @pytest.mark.parametrize("name", kernels())
 def test_a_library_has_the_kernels_of_its_kind(name):
-    fmts = ("iq1_m",) if kernels()[name].startswith("weight") else ("iq1_s", "iq1_m")
+    fmts = ("iq2_xs",) if kernels()[name].startswith("weight") else ("iq2_xs", "iq2_xs")
     of_kind = [other for other, kind in kernels().items() if kind == kernels()[name]]
     assert sorted(library(macros_of(name, *fmts)).kernels()) == sorted(of_kind)
 
@@ -313,6 +316,7 @@ def test_tokens_and_threads_change_no_row_of_any_format(kernel):
 PAIRS = [("moe_up", "moe_down"), ("moe_up_batch", "moe_down_batch"), ("moe_up_any", "moe_down_any")]
 TESTED.update(kernel for pair in PAIRS for kernel in pair)
 pairs = pytest.mark.parametrize("pair", PAIRS, ids="+".join)
+tuned_pairs = pytest.mark.parametrize("pair", PAIRS[:2], ids="+".join)
 Pair = tuple[str, str]
 
 
@@ -327,7 +331,7 @@ def assert_layer(pair: Pair, layer: Layer, **options: Any) -> Experts:
     return found
 
 
-@pairs
+@tuned_pairs
 @tiled_formats
 def test_experts_are_the_reference(pair, tiled):
     shape = {"inter": 65, "hidden": 288}
@@ -335,11 +339,11 @@ def test_experts_are_the_reference(pair, tiled):
     assert_layer(pair, layer_of(tiled, tokens=5, k=3, inter=31, seed=2), shape=Shape(seed=2))
 
 
-@pairs
-@tiled_formats
-def test_gate_up_and_down_of_three_formats(pair, tiled):
-    gate = after(tiled, TILE_FORMATS)
-    assert_layer(pair, expert_layer(gate, tiled, after(gate, TILE_FORMATS), tokens=3, inter=65, hidden=288, seed=1))
+@tuned_pairs
+@pytest.mark.parametrize("up", MIXED)
+def test_gate_up_and_down_of_three_formats(pair, up):
+    gate = MIXED[up]
+    assert_layer(pair, expert_layer(gate, up, after(gate, TILE_FORMATS), tokens=3, inter=65, hidden=288, seed=1))
 
 
 @pairs
@@ -351,21 +355,28 @@ def test_activation_functions(pair, activation):
 @pairs
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_a_layer_without_a_gate(pair, activation):
-    assert_layer(pair, layer_of("iq1_m", gate=None, activation=activation))
+    assert_layer(pair, layer_of("iq2_xs", gate=None, activation=activation))
 
 
 @pytest.mark.parametrize("exact", [False, True], ids=["int8", "exact"])
-@any_format
-def test_experts_of_any_format_are_the_reference(name, exact):
-    gate = after(name, tuple(FORMATS))
-    tiles = (False, name in TILE_FORMATS, False)
-    options: dict[str, Any] = {"tokens": 2, "k": 2, "exact": exact, "tiles": tiles}
-    assert_layer(PAIRS[2], expert_layer(gate, name, name, inter=33, **options))
-    if name in ("iq1_s", "q4_k", "f16"):
-        assert_layer(PAIRS[2], expert_layer(gate, name, "f32", hidden=2300, **options), shape=Shape(threads=96))
+@pytest.mark.parametrize("couple", COUPLES, ids=lambda couple: "+".join(map(str, couple)))
+def test_experts_of_any_format_are_the_reference(couple, exact):
+    """In blocks and in tiles, and every format as down too."""
+    gate, up = couple
+    for i, down in enumerate(filter(None, couple)):
+        tiles = (gate in TILE_FORMATS and i == 0, up in TILE_FORMATS and i == 0, down in TILE_FORMATS and i == 0)
+        layer = expert_layer(gate, up, down, tokens=2, inter=33, exact=exact, tiles=tiles)
+        assert_layer(PAIRS[2], layer, shape=Shape(seed=i))
 
 
-@pairs
+@pytest.mark.parametrize("threads", [96, None])
+def test_gate_may_meet_integers_and_up_floats(threads):
+    """Rows of several chunks, and a down of floats."""
+    layer = expert_layer(*KINDS, "f32", tokens=1, hidden=2300, inter=33, tiles=(False, False, False))
+    assert_layer(PAIRS[2], layer, shape=Shape(threads=threads))
+
+
+@tuned_pairs
 @pytest.mark.parametrize("tokens", [1, 9, 33])
 def test_layers_of_several_tiles(pair, tokens):
     """More rows of h than one tile, and experts with none, one and many tokens."""
@@ -376,14 +387,14 @@ def test_layers_of_several_tiles(pair, tokens):
 
 @pairs
 def test_a_token_may_ask_for_an_expert_twice(pair):
-    layer = layer_of("iq3_s", tokens=4, k=3)
+    layer = layer_of("iq2_xs", tokens=4, k=3)
     layer.ids[:] = [[2, 2, 1], [4, 4, 4], [0, 1, 0], [3, 3, 2]]
     assert_layer(pair, layer)
 
 
 @pairs
 def test_ids_outside_of_the_experts_make_their_token_nan(pair):
-    layer = layer_of("iq2_s", tokens=5, k=2)
+    layer = layer_of("iq2_xs", tokens=5, k=2)
     layer.ids[:] = [[0, 1], [5, 1], [2, -1], [-7, 2**31 - 1], [4, 3]]
     y = experts(pair, layer).y
     assert np.all(np.isnan(y[[1, 2, 3]]))
@@ -394,7 +405,7 @@ def test_ids_outside_of_the_experts_make_their_token_nan(pair):
 
 @pairs
 def test_partial_layers_leave_ids_of_minus_one_out(pair):
-    layer = layer_of("iq2_xxs", tokens=4, k=3, partial=True)
+    layer = layer_of("iq2_xs", tokens=4, k=3, partial=True)
     layer.ids[:] = [[-1, 1, 4], [-1, -1, -1], [2, 3, -1], [0, -2, 1]]
     y = experts(pair, layer).y
     left_out = layer.ids < 0
@@ -407,7 +418,7 @@ def test_partial_layers_leave_ids_of_minus_one_out(pair):
 
 @pairs
 def test_a_token_of_experts_that_is_not_finite_gives_nan_and_no_other_does(pair):
-    layer = layer_of("iq3_xxs", tokens=9, k=2, activation=None)
+    layer = layer_of("iq2_xs", tokens=9, k=2, activation=None)
     layer.x[4, 99] = np.inf
     not_finite = ~np.isfinite(experts(pair, layer).y)
     assert np.all(not_finite[4])
@@ -420,9 +431,9 @@ def test_hidden_numbers_are_those_of_the_reference(pair, exact):
     """As integers they are quantised like activations; rows past the last are zero."""
     if exact and "any" not in pair[0]:
         return
-    layer = layer_of("iq1_m", tokens=3, k=2, inter=75, activation="relu2", exact=exact)
+    layer = layer_of("iq2_xs", tokens=3, k=2, inter=75, activation="relu2", exact=exact)
     found = experts(pair, layer)
-    floats = expert_layer("iq1_m", "iq1_m", "f32", k=2, inter=75, activation="relu2", exact=exact)
+    floats = expert_layer("iq2_xs", "iq2_xs", "f32", k=2, inter=75, activation="relu2", exact=exact)
     floats.tiles = (True, True, False)
     floats.x, floats.ids = layer.x, layer.ids
     h = experts(PAIRS[2], floats).h

@@ -3,24 +3,28 @@
 //   y = sum over 16 columns of x.scale * (scale * (codes . x.q) + offset * sum(x.q))        int8 activations
 //   y = sum over columns of weight * x                                                      exact, float formats
 //
-// Reads rows of GGUF blocks, or tiles (gpu/tile.h): row r of a matrix is lane r % 32 of row r / 32 of tiles. Activations wait in
-// threadgroup memory, integers as halves with their scales and sums, or floats; as many columns of them as fit. A simdgroup
-// has a row, a lane every 32nd unit of 16 columns (any_codeword.metal):
+// Reads rows of GGUF blocks, or tiles (gpu/tile.h): row r of a matrix is lane r % 32 of row r / 32 of tiles. Activations
+// wait in threadgroup memory, integers as halves with their scales and sums, or floats; as many columns of them as fit. A
+// simdgroup has a row, a lane every 32nd unit of 16 columns (any_codeword.metal):
 //
 //   for each chunk of columns:
 //     the threadgroup stages x of its tokens, quantised or not        barrier
-//     for each unit of the lane: 16 bytes, scale, offset
-//       for each token: dot = sum of (1024 + byte) * x.q - (1024 + bias) * sum(x.q)          exact
+//     for each unit of the lane: 16 codes as halves, scale, offset
+//       for each token: dot = sum of code * x.q - bias * sum(x.q)                            exact
 //                       acc[token] += x.scale * (scale * dot + offset * sum(x.q))
 //   y[token] = simd_sum(acc[token])
 //
-// What matters: 16 halves come out of 4 words by one mask and one or each, no conversion; fma with a half for an operand;
-// neighbouring lanes read neighbouring bytes of a block, byte by byte because blocks are not aligned; one token takes all of
-// the threadgroup memory, so that a row of 4096 columns needs one barrier.
-// Operations for 8 columns and one token, loads included: q8_0 28, q4_0 30, q4_k 52, q5_k 61, q6_k 45, mxfp4 40. The most that
-// 819 GB/s leave time for on 14.3 T operations/s is 16 bits * 8.75 / bits per weight: 128 for q4_k, 88 for q6_k.
-// What a lane adds, and in which order, depends on neither the threads of a threadgroup nor the tokens: rows of a product of
-// many tokens are those of products of one.
+// What matters: 16 codes of a few bits become halves by masks alone, no conversion; fma with halves for operands;
+// neighbouring lanes read neighbouring bytes of a block, byte by byte because blocks are not aligned; one token takes all
+// of the threadgroup memory, so that a row of 4096 columns needs one barrier.
+// Operations for 8 columns and one token, a load of four bytes, its address and the loop included:
+//
+//   q8_0 38   q4_0 40   q4_k 58   q5_k 68   q6_k 51   mxfp4 48   iq4_xs 58
+//
+// of which 16 / 2 are the products. 80 cores of 128 lanes at 1.4 GHz have time for 17.5 for each bit of a weight at 819 GB/s:
+// 149 for q8_0, 79 for q4_k, 96 for q5_k, 115 for q6_k, 74 for mxfp4.
+// What a lane adds, and in which order, depends on neither the threads of a threadgroup nor the tokens: rows of a product
+// of many tokens are those of products of one.
 //
 // The caller guarantees whole blocks, tiles at multiples of 4 bytes, float weights and activations at multiples of their
 // elements, and the plans of any_plan.h.
@@ -455,7 +459,8 @@ kernel void moe_up_any(constant MoeArgs& args [[buffer(0)]], const device uint8_
   const int first = static_cast<int>(group.y) * kGroup;
   // One chunk for both, also where one of them meets integers and the other floats
   Staged staged = staged_for(pool, scales, sums, 1, up_floats || gate_floats);
-  for (int begin = 0; begin < args.up.cols; begin += staged.chunk) {
+  const int cols = first < args.up.rows ? args.up.cols : 0;  // h may be longer than gate and up have rows
+  for (int begin = 0; begin < cols; begin += staged.chunk) {
     staged.floats = gate_floats;
     stage(staged, input, token, 1, begin, place);
     threadgroup_barrier(mem_flags::mem_threadgroup);
