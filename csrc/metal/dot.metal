@@ -17,7 +17,8 @@
 // products is exact: all are integers of the same unit below 2^24.
 //
 // Operations of a lane for a codeword (8 weights of a row), loads and all that 32 columns and a tile add included,
-// counted in what clang makes of this text; and what 819 GB/s leave time for on 80 cores of 128 lanes at 1.4 GHz:
+// counted in what clang makes of this text (tests/sim/metal/count.py); and what 819 GB/s leave time for on 80 cores of
+// 128 lanes at 1.4 GHz:
 //
 //              offset, entry  halfs  fma   x    the rest   together  room    cycles of threadgroup loads, of
 //   iq1_s           3           4    8    0.5     4.5        20.0    27.3        5.6     6.8

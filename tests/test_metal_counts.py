@@ -1,0 +1,31 @@
+"""Operations of the Metal kernels for one token: what their text says of itself is what clang makes of it."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from metal_launch import TILE_FORMATS
+from sim.metal.count import METAL, MOVES, per_codeword
+
+# Versions of clang differ in a few shifts.
+SLACK = 0.3
+
+
+def stated() -> dict[str, float]:
+    """The column `together` of the table in dot.metal."""
+    text = (METAL / "dot.metal").read_text(encoding="ascii")
+    rows = re.findall(r"^//   (iq\w+) +\d+ +\d+ +\d+ +[\d.]+ +[\d.]+ +([\d.]+) ", text, re.MULTILINE)
+    return {name: float(number) for name, number in rows}
+
+
+def test_every_format_has_a_count():
+    assert set(stated()) == set(TILE_FORMATS)
+    assert {name.replace("_", "") for name in stated()} == {name.lower() for name in MOVES}
+
+
+@pytest.mark.parametrize("tiled", TILE_FORMATS)
+def test_operations_for_a_codeword(tiled):
+    block = next(name for name in MOVES if name.lower() == tiled.replace("_", ""))
+    assert abs(per_codeword(block) - stated()[tiled]) <= SLACK
