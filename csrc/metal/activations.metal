@@ -30,7 +30,11 @@ static inline Numbers8 load_numbers8(constant MatrixArgs& args, device const voi
                                      uint lane) {
   const int column = kTileCols * tile + 8 * static_cast<int>(lane);
   Numbers8 out;
-  if (column + 8 <= args.cols) {
+  if (column + 8 <= args.cols && args.dtype == kF32) {
+    const device float* from = static_cast<const device float*>(x) + first + column;
+    LK_UNROLL
+    for (int j = 0; j < 8; ++j) out.v[j] = from[j];
+  } else if (column + 8 <= args.cols) {
     LK_UNROLL
     for (int j = 0; j < 8; ++j) out.v[j] = load_number(x, args.dtype, first + column + j);
   } else {

@@ -324,15 +324,16 @@ struct Lane {
 
   // 8 (t - 1) + 1 or - 1
   void iq1_codes(uint entry, int i, thread half2* out4) const {
-    float shift = 2.0f * static_cast<float>(as_type<half2>(entry & kShiftField).x) - 9.0f;
-    if (T::kHasHalf) shift = 8.0f * iq1_s_shift(words, i / 4) - 9.0f;
+    const float field =
+        T::kHasHalf ? iq1_s_shift(words, i / 4) : static_cast<float>(as_type<half2>(entry & kShiftField).x);
     float numbers[8];
     LK_UNROLL
-    for (int k = 0; k < 4; ++k) {
+    for (int k = 0; k < 4; ++k) {  // 8 (base + t) + shift - 8 (base + 1)
       const half2 pair = iq1_pair(entry, k);
       const float base = static_cast<float>(1 + (1024 >> (2 * k)));
-      numbers[k] = fma(static_cast<float>(pair.x) - base, 8.0f, shift);
-      numbers[4 + k] = fma(static_cast<float>(pair.y) - base, 8.0f, shift);
+      const float shift = fma(field, T::kHasHalf ? 8.0f : 2.0f, -9.0f - 8.0f * base);
+      numbers[k] = fma(static_cast<float>(pair.x), 8.0f, shift);
+      numbers[4 + k] = fma(static_cast<float>(pair.y), 8.0f, shift);
     }
     LK_UNROLL
     for (int j = 0; j < 4; ++j) {

@@ -8,12 +8,13 @@
 //     for each 32 columns of it:
 //       barrier; x of these columns -> integers; barrier; acc += tile x
 //
-// One unpacking of 32 rows serves 32 tokens, one staging of x 128 rows. For 32 columns a lane has 1024 multiply-adds in the
-// matrices; beside them, counted by hand, 242 operations (panels.metal) and about 90 to stage x. So the matrices take three
-// quarters of the time, whatever the format.
+// One unpacking of 32 rows serves 32 tokens, one staging of x 128 rows. For 32 columns a lane has 1024 multiply-adds in
+// the matrices; beside them about 250 operations (panels.metal) and 75 to stage x. So the matrices take three quarters
+// of the time, whatever the format.
 //
 // Threadgroup memory: the table (iq1_m 16 KB), 2.6 KB of x, 6 KB of panels.
-// The caller guarantees row_begin < row_end. With fewer simdgroups the rows of tiles are done in turns, to the same bits.
+// The caller guarantees row_begin < row_end. With fewer simdgroups the rows of tiles are done in turns, to the same
+// bits.
 #pragma once
 #include "panels.metal"
 

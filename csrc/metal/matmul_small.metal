@@ -1,25 +1,26 @@
 // Products of 2 to 8 tokens: out[token, row] = sum over columns of weight[row, column] * x[token, column]
 //
-//   acc[token] += (sum over 16 columns of q_w q_x * odd + the same of the next 16) * scale_x * d       for each 32 columns
+//   acc[token] += (sum over 32 columns of q_w * odd * q_x) * scale_x * d        odd = 2 s + 1, of 16 columns each
 //
 // Weights lie in tiles (gpu/tile.h): lane = row. A threadgroup has one row of tiles, its simdgroups split the columns:
 //
 //   for each tile of the simdgroup: load the words of the lane's row
-//     for each 32 columns: x of all tokens -> integers as halfs -> the simdgroup's own place    (more columns if few tokens)
+//     for each 32 columns (64 of 4 tokens, 128 of 2): x -> integers as halfs -> the simdgroup's own place
 //       unpack 4 codewords into registers
 //       for each token: 4 loads of 8 x for all lanes, 32 fma, 5 operations for the scales
 //   sums of the simdgroups meet in threadgroup memory, in their order
 //
 // What matters: a codeword is unpacked once for all tokens; fma takes halfs as they are, and the sums of 32 columns are
-// exact integers, below 62 * 31 * 127 * 32 < 2^23; all lanes read the same x, 16 bytes at once; no barrier of the threadgroup stands in the
-// loop, and no step of it knows how many tokens there are beyond a branch for 32 columns of one.
+// exact integers, below 62 * 31 * 127 * 32 < 2^23; all lanes read the same x, 16 bytes at once; no barrier of the
+// threadgroup stands in the loop, and no step of it knows how many tokens there are beyond a branch for 32 columns of
+// one.
 //
-// Operations of a lane for a codeword, by hand: unpack about 13 (lane.metal), 10 for each token, staging about 20 for all of
-// them: 2 tokens 43 (staging of four groups at once takes 5 then), 8 tokens 113. Beyond 8 tokens the matrices of
-// matmul_large need fewer.
+// Operations of a lane for 32 columns, counted in code of clang for one lane: unpack 70 to 102 (panels.metal), 43 for
+// each token; staging takes about 75, for all tokens. For a codeword of iq1_m that is 49 with 2 tokens (four groups are
+// staged at once then), 127 with 8. Beyond 8 tokens the matrices of matmul_large need fewer.
 //
-// Threadgroup memory: the table (iq1 16 KB) and 8.5 KB of x; the sums take their place. Where there are fewer simdgroups, sums
-// are made in another order.
+// Threadgroup memory: the table (iq1_m 16 KB) and 8.5 KB of x; the sums take their place. Where there are fewer
+// simdgroups, sums are made in another order.
 // The caller guarantees row_begin < row_end and at most 8 tokens.
 #pragma once
 #include "panels.metal"

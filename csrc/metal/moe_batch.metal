@@ -1,37 +1,40 @@
 // A layer of experts for several tokens, in two dispatches:
 //
-//   moe_up_batch     h[pair] = activation(gate[e] x[token]) * (up[e] x[token]),   e = ids[pair], pair = token * k + slot
-//   moe_down_batch   out[token] = sum over its slots of weight * down[e] h[pair]
+//   moe_up_batch     h[pair] = activation(gate[e] x[token]) * (up[e] x[token]),   e = ids[pair]
+//   moe_down_batch   out[token] = sum over its slots of weight * down[e] h[pair],   pair = token * k + slot
 //
-// Weights lie in tiles (gpu/tile.h); the arithmetic, its layouts and the operations that matter are in panels.metal. h is
-// integers as halfs with a scale for each 32 of them (arguments.h).
+// Weights lie in tiles (gpu/tile.h); the arithmetic, its layouts and the operations that matter are in panels.metal. h
+// is integers as halfs with a scale for each 32 of them (arguments.h).
 //
-// moe_up_batch: a threadgroup has one expert and 4 rows of tiles, each of one simdgroup; it leaves at once if the expert has no
-// pairs:
+// moe_up_batch: a threadgroup has one expert and 4 rows of tiles, each of one simdgroup; it leaves at once if the
+// expert has no pairs:
 //
 //   list the pairs of the expert
 //   for each 16 of them:
-//     for gate, then for up: fill the table; for each 32 columns: barrier; x -> integers; barrier; acc += tile x
+//     for gate, then for up: fill the table; for each 128 columns: barrier; x -> integers;
+//       barrier; acc += tile x, 32 columns at a time
 //     h of 32 rows: activation; the largest magnitude of the lanes; integers
 //
-// One table at a time leaves room for any two formats, and x is staged twice. Where both have the same format the table is filled once.
+// One table at a time leaves room for any two formats, and x is staged twice. Where both have the same format the table
+// is filled once.
 //
-// moe_down_batch: a threadgroup has one row of tiles of down and all tokens (or a range of them): nobody else writes its part
-// of out. Its simdgroups split the columns:
+// moe_down_batch: a threadgroup has one row of tiles of down and all tokens (or a range of them): nobody else writes
+// its part of out. Its simdgroups split the columns:
 //
 //   out = 0, or NaN for a token that asks for an expert that does not exist
 //   for each expert that a token asks for, in ascending order: list its pairs; for each 16 of them:
 //     for each tile of the simdgroup: h -> panel of the simdgroup; acc += tile h
 //     barrier; out[token] += weight * (sums of the simdgroups, in their order); barrier
 //
-// A number of out always belongs to the same thread. Nothing depends on chance: no atomics, sums in ascending order of experts,
-// for each pair the same whatever pairs it meets.
+// A number of out always belongs to the same thread. Nothing depends on chance: no atomics, sums in ascending order of
+// experts, for each pair the same whatever pairs it meets.
 //
-// Operations of a lane for 32 columns and 16 pairs, by hand: 512 in the matrices, 182 beside them (panels.metal), about 50 to
-// stage x for one of four simdgroups, about 40 to stage h; reading ids again for each expert takes less than a tenth of
-// that for 4096 pairs.
+// Operations of a lane for 32 columns and 16 pairs: 512 in the matrices, about 190 beside them (panels.metal), 40 to
+// stage x for one of four simdgroups, 50 to stage h. An expert with one pair takes about 200 and 50 for it: two
+// dispatches of moe_one.metal are better there, and these from about three pairs of an expert on. Reading ids again for
+// each expert takes less than a tenth of the work on 4096 pairs.
 //
-// Threadgroup memory: the table (iq1_m 16 KB); up 6 KB of panels, 1.6 KB of x; down 12.3 KB of both; 2 KB of the list.
+// Threadgroup memory: the table (iq1_m 16 KB); up 6 KB of panels, 6.3 KB of x; down 12.3 KB of both; 2 KB of the list.
 // The caller guarantees: stride of h is a multiple of 256; pairs are below 2^31; moe_down_batch follows moe_up_batch.
 #pragma once
 #include "panels.metal"
@@ -56,8 +59,8 @@ struct Found {
 
 static inline uint votes_of(bool vote) { return static_cast<uint>(static_cast<simd_vote::vote_t>(simd_ballot(vote))); }
 
-// Pairs first .. end - 1 of an expert, in ascending order, without the first `skip`: at most kBatchList of them go to the
-// list. Comes with barriers before and after.
+// Pairs first .. end - 1 of an expert, in ascending order, without the first `skip`: at most kBatchList of them go to
+// the list. Comes with barriers before and after.
 static inline Found collect(device const int* ids, int experts, int expert, int first, int end, int skip, PairList list,
                             Here here) {
   const int part = 32 * tiles_for(tiles_for(end - first, here.simdgroups), 32);
@@ -118,6 +121,20 @@ struct UpPart {
   bool has_rows;
 };
 
+// x of the pairs, kUpGroups times 32 columns from `column` on: a simdgroup has 8 pairs and 32 columns at a time.
+static inline void stage_pairs(constant MoeArgs& args, device const uchar* x, UpPart part, int column, Here here) {
+  const uint units = kUpGroups * tiles_for(part.n, 8);
+  for (uint unit = here.simdgroup; unit < units; unit += here.simdgroups) {
+    const int g = unit % kUpGroups;
+    const int i = 8 * (unit / kUpGroups) + here.lane / 4;
+    const int quarter = here.lane % 4;
+    const int token = i < part.n ? part.pairs[i] / args.k : -1;
+    Numbers8 numbers = load_eight(args.x, x, token, column + 32 * g + 8 * quarter);
+    const float scale = quantize8(numbers);
+    put_staged<kBatchTokens>(numbers, scale, i, quarter, part.staged + g * Staged<kBatchTokens>::kQuads);
+  }
+}
+
 // acc = gate or up times x of the pairs
 template <class Block>
 struct UpPass {
@@ -130,26 +147,21 @@ struct UpPass {
       Table<Block>::fill(part.table, here.thread_index, here.threads);
     }
     device const uchar* from = tiles_at(w, weight, part.expert, part.tile_row);
-    const int eights = tiles_for(part.n, 8);
     for (int column = 0; column < w.cols; column += kTileCols) {
       Lane<Block> row;
       if (part.has_rows) row.load(from, here.lane);
       from += Tile<Block>::kBytes;
       for (int g = 0; g < 8 && column + 32 * g < w.cols; ++g) {
-        threadgroup_barrier(mem_flags::mem_threadgroup);
-        for (uint unit = here.thread_index; unit < 32u * eights; unit += here.threads) {
-          const int i = unit / 4;
-          const int quarter = unit % 4;
-          Numbers8 numbers =
-              load_eight(args.x, x, i < part.n ? part.pairs[i] / args.k : -1, column + 32 * g + 8 * quarter);
-          const float scale = quantize8(numbers);
-          put_staged<kBatchTokens>(numbers, scale, i, quarter, part.staged);
+        if (g % kUpGroups == 0) {
+          threadgroup_barrier(mem_flags::mem_threadgroup);
+          stage_pairs(args, x, part, column + 32 * g, here);
+          threadgroup_barrier(mem_flags::mem_threadgroup);
         }
-        threadgroup_barrier(mem_flags::mem_threadgroup);
         if (!part.has_rows) continue;
         Group group;
         unpack_group(row, g, part.table, group);
-        multiply_group<kBatchTokens>(group, unit_of(row), part.staged, part.n, part.panel, here.lane, acc);
+        threadgroup const uint4* staged = part.staged + g % kUpGroups * Staged<kBatchTokens>::kQuads;
+        multiply_group<kBatchTokens>(group, unit_of(row), staged, part.n, part.panel, here.lane, acc);
       }
     }
   }
@@ -197,7 +209,7 @@ kernel void moe_up_batch(constant MoeArgs& args [[buffer(0)]], device const ucha
   constexpr bool has_gate = !is_same<LK_GATE, NoGate>::value;
   constexpr bool refills = has_gate && !is_same<LK_GATE, LK_UP>::value;
   threadgroup uint4 entries[kTableWords / 4];
-  threadgroup uint4 staged[Staged<kBatchTokens>::kQuads];
+  threadgroup uint4 staged[kUpGroups * Staged<kBatchTokens>::kQuads];
   threadgroup uint4 panels[kUpTiles * kPanelQuads];
   threadgroup int pairs[kBatchList];
   threadgroup int counts[2 * kUpTiles];

@@ -1,30 +1,35 @@
-// 32 rows of weights times 8, 16 or 32 tokens by the matrices of a simdgroup: what matmul_large.metal and moe_batch.metal
-// are made of.
+// 32 rows of weights times 8, 16 or 32 tokens by the matrices of a simdgroup: what matmul_large.metal and
+// moe_batch.metal are made of.
 //
 //   acc[token] += (sum over 32 columns of q_w * odd * q_x) * scale_x * d        odd = 2 s + 1, of 16 columns each
 //
 // A simdgroup has a row of tiles (gpu/tile.h), lane = row. For each 32 columns of a tile
 //
 //   unpack: 4 codewords of the lane -> 32 integers q_w, as halfs, in registers
-//   up to 4 tokens: 32 columns times 2 or 4 tokens, one load of x for both or all            2 or 4 fma for each load
-//   more: twice: 16 q_w * odd -> panel[row][column]; 8 matrices of it, 8 rows x 8 columns    2 stores of 16 bytes, 8 loads
+//   up to 4 tokens: 32 columns times 2 or 4 tokens                                1 load of x for 2 or 4 fma
+//   more: twice: 16 q_w * odd -> panel[row][column]                               2 stores of 16 bytes
+//                matrices of it, 8 rows x 8 columns                               8 loads
 //         for each 8 tokens:
-//     c = sums of 32 rows: for each 8 columns a matrix of x, 8 columns x 8 tokens          4 loads, 16 products
-//     c -> panel[row][token]; the lane reads its row: 8 sums                               4 stores, 2 loads of 16 bytes
-//     acc = fma(sum * scale_x, d, acc) for 8 tokens                                        16 operations
+//           c = sums of 32 rows; matrices of x, 8 columns x 8 tokens              4 loads, 16 products
+//           c -> panel[row][token]; the lane reads its row: 8 sums                4 stores, 2 loads of 16 bytes
+//           acc = fma(sum * scale_x, d, acc) for 8 tokens                         16 operations
 //
-// What matters: simdgroup_multiply_accumulate of halfs with sums in float. All that it sees are integers: q_w * odd is at most
-// 62 * 31 < 2^11, exact as a half, and a sum of 32 columns below 62 * 31 * 127 * 32 < 2^23, exact as a float. So these kernels
-// have the integers of every other backend, and round twice for 32 columns. Scales never enter the matrices: whatever is not
-// finite stays in its row and its token. Metal does not say which lane has which number of a matrix, so sums go to their
-// lanes through threadgroup memory. Strides of 24 halfs and 12 floats spread eight rows over all banks.
+// What matters: simdgroup_multiply_accumulate of halfs with sums in float. All that it sees are integers: q_w * odd is
+// at most 62 * 31 < 2^11, exact as a half, and a sum of 32 columns below 62 * 31 * 127 * 32 < 2^23, exact as a float.
+// So these kernels have the integers of every other backend, and round twice for 32 columns. Scales never enter the
+// matrices: whatever is not finite stays in its row and its token. Metal does not say which lane has which number of a
+// matrix, so sums go to their lanes through threadgroup memory. Strides of 24 halfs and 12 floats spread eight rows
+// over all banks.
 //
-// Operations of a lane for 32 columns, by hand: unpack about 60 (lane.metal); 2 tokens 106, 4 tokens 180. More: 32 products
-// with odd, 10 stores and loads; for each 8 tokens 16 matrix products of 16 cycles each, and 30 others. 8 tokens: 256 beside
-// 132; 16 tokens: 512 beside 162; 32 tokens: 1024 beside 222, plus what staging x takes. The sum of 32 columns is the same
-// integer in each way: a token has the same result whatever others it meets.
+// Operations of a lane for 32 columns, counted in code of clang for one lane: unpack 77 (iq1_s), 90 (iq1_m), 70 to 74
+// (iq2), 102 (iq3), the conversions to half not counted; then for 2 tokens 106, for 4 tokens 180. More, by hand: 32
+// products with odd, 10 stores and loads; for each 8 tokens 16 matrix products of 16 cycles each, and 30 others. With
+// the weights of iq1_m, 8 tokens: 256 beside 162; 16 tokens: 512 beside 192; 32 tokens: 1024 beside 252, plus what
+// staging x takes. The sum of 32 columns is the same integer in each way: a token has the same result whatever others
+// it meets.
 //
-// The caller guarantees whole simdgroups; the panel is the simdgroup's own; x was staged before a barrier of those who did.
+// The caller guarantees whole simdgroups; the panel is the simdgroup's own; x was staged before a barrier of those who
+// did.
 #pragma once
 #include "activations.metal"
 #include "batch_shape.h"
