@@ -192,7 +192,8 @@ bool event_elapsed(int index, void* begin, void* end, float* milliseconds) {
   return on_device(index, [&](Device&) {
     const Event& first = *event_of(begin);
     const Event& last = *event_of(end);
-    if (!first.stream || !last.stream) return failed(Cause::device, "an event was not recorded, expected two that were");
+    if (!first.stream || !last.stream)
+      return failed(Cause::device, "an event was not recorded, expected two that were");
     if (first.stream != last.stream) return failed(Cause::device, "the events are of two streams, expected one");
     const uint64_t serial = first.serial > last.serial ? first.serial : last.serial;
     if (!last.stream->finish(serial)) return false;
