@@ -163,7 +163,7 @@ MUTATIONS = [
     Mutation(
         "up_forgets_the_activation",
         "moe_up",
-        "activate(args.activation, gate) * up :",
+        "args.gate.experts > 0 ? activate(args.activation, gate) * up :",
         "args.gate.experts > 0 ? gate * up :",
     ),
     Mutation(
