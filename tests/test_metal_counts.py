@@ -1,4 +1,4 @@
-"""Operations of the Metal kernels for one token: what their text says of itself is what clang makes of it."""
+"""Operations of the Metal kernels: what their text says of itself is what clang makes of it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 import pytest
 
 from metal_launch import TILE_FORMATS
-from sim.metal.count import METAL, MOVES, per_codeword
+from sim.metal.count import METAL, MOVES, few_tokens, per_codeword, unpacking
 
 # Versions of clang differ in a few shifts.
 SLACK = 0.3
@@ -29,3 +29,20 @@ def test_every_format_has_a_count():
 def test_operations_for_a_codeword(tiled):
     block = next(name for name in MOVES if name.lower() == tiled.replace("_", ""))
     assert abs(per_codeword(block) - stated()[tiled]) <= SLACK
+
+
+def panels() -> str:
+    return (METAL / "panels.metal").read_text(encoding="ascii")
+
+
+@pytest.mark.parametrize("tiled", TILE_FORMATS)
+def test_operations_that_unpack_32_columns(tiled):
+    block = next(name for name in MOVES if name.lower() == tiled.replace("_", ""))
+    numbers = dict(re.findall(r"(iq\w+) (\d+)", panels().split("//   unpack   ")[1].split("\n")[0]))
+    assert set(numbers) == set(TILE_FORMATS)
+    assert abs(unpacking(block) - int(numbers[tiled])) <= 8 * SLACK
+
+
+@pytest.mark.parametrize("tokens", [2, 4])
+def test_operations_of_few_tokens_of_an_expert(tokens):
+    assert f"{few_tokens(tokens)} for {tokens} tokens" in panels()

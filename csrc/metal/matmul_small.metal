@@ -15,9 +15,9 @@
 // threadgroup stands in the loop, and no step of it knows how many tokens there are beyond a branch for 32 columns of
 // one.
 //
-// Operations of a lane for 32 columns, counted in code of clang for one lane: unpack 70 to 102 (panels.metal), 43 for
-// each token; staging takes about 75, for all tokens. For a codeword of iq1_m that is 49 with 2 tokens (four groups are
-// staged at once then), 127 with 8. Beyond 8 tokens the matrices of matmul_large need fewer.
+// Operations of a lane for 32 columns: unpack 63 to 99 (panels.metal); by hand, 43 for each token, and about 75 to
+// stage x of all tokens. For a codeword of iq1_m that is 48 with 2 tokens (four groups are staged at once then), 127
+// with 8. Beyond 8 tokens the matrices of matmul_large need fewer.
 //
 // Threadgroup memory: the table (iq1_m 16 KB) and 8.5 KB of x; the sums take their place. Where there are fewer
 // simdgroups, sums are made in another order.

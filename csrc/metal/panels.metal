@@ -21,12 +21,15 @@
 // matrix, so sums go to their lanes through threadgroup memory. Strides of 24 halfs and 12 floats spread eight rows
 // over all banks.
 //
-// Operations of a lane for 32 columns, counted in code of clang for one lane: unpack 77 (iq1_s), 90 (iq1_m), 70 to 74
-// (iq2), 102 (iq3), the conversions to half not counted; then for 2 tokens 106, for 4 tokens 180. More, by hand: 32
-// products with odd, 10 stores and loads; for each 8 tokens 16 matrix products of 16 cycles each, and 30 others. With
-// the weights of iq1_m, 8 tokens: 256 beside 162; 16 tokens: 512 beside 192; 32 tokens: 1024 beside 252, plus what
-// staging x takes. The sum of 32 columns is the same integer in each way: a token has the same result whatever others
-// it meets.
+// Operations of a lane for 32 columns, counted by tests/sim/metal/count.py:
+//
+//   unpack   iq1_s 75, iq1_m 88, iq2_xxs 63, iq2_xs 67, iq2_s 67, iq3_xxs 99, iq3_s 99
+//   then     106 for 2 tokens, 180 for 4 tokens
+//
+// More, by hand: 32 products with odd, 10 stores and loads; for each 8 tokens 16 matrix products of 16 cycles each, and
+// 30 others. With the weights of iq1_m, 8 tokens: 256 beside 160; 16 tokens: 512 beside 190; 32 tokens: 1024 beside
+// 250; and what staging x takes. The sum of 32 columns is the same integer in each way: a token has the same result
+// whatever others it meets.
 //
 // The caller guarantees whole simdgroups; the panel is the simdgroup's own; x was staged before a barrier of those who
 // did.

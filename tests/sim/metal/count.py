@@ -1,4 +1,4 @@
-"""Count the operations of the inner loop of the Metal kernels for one token: csrc/metal/dot.metal.
+"""Count operations of the inner loops of the Metal kernels: csrc/metal/dot.metal for one token, panels.metal for more.
 
     python tests/sim/metal/count.py            operations for a codeword (8 weights of a row), format by format
 
@@ -29,10 +29,12 @@ FREE = (
     *("fpext", "bitcast", "extractelement", "getelementptr", "insertelement", "shufflevector", "phi"),
     *("zext", "sext", "trunc", "br", "ret", "freeze", "addrspacecast"),
 )
-CODE = """
+NAMES = """
 using namespace lutkern;
 using namespace lutkern::metal_args;
 using namespace lutkern::metal_kernels;
+"""
+CODE = """
 void two_rows(device const uchar* tiles, threadgroup const uint* table, threadgroup const uint4* staged, uint lane,
               thread float* out) {
   Dot<LK_WEIGHT> a;
@@ -42,6 +44,27 @@ void two_rows(device const uchar* tiles, threadgroup const uint* table, threadgr
   dot_tile(a, b, table, table, staged);
   out[0] = a.sum * a.scale();
   out[1] = b.sum * b.scale();
+}
+"""
+UNPACK = """
+void unpack(const thread Lane<LK_WEIGHT>& from, threadgroup const uint* table, thread Group* to) {
+  const Lane<LK_WEIGHT> row = from;
+  Group group[8];
+  unpack_at<LK_WEIGHT, 0>(row, table, group[0]);
+  unpack_at<LK_WEIGHT, 1>(row, table, group[1]);
+  unpack_at<LK_WEIGHT, 2>(row, table, group[2]);
+  unpack_at<LK_WEIGHT, 3>(row, table, group[3]);
+  unpack_at<LK_WEIGHT, 4>(row, table, group[4]);
+  unpack_at<LK_WEIGHT, 5>(row, table, group[5]);
+  unpack_at<LK_WEIGHT, 6>(row, table, group[6]);
+  unpack_at<LK_WEIGHT, 7>(row, table, group[7]);
+  for (int i = 0; i < 8; ++i) to[i] = group[i];
+}
+"""
+FEW = """
+void few(const thread Group& from, float unit, threadgroup const uint4* x, thread float* acc) {
+  const Group group = from;
+  multiply_few<16, LK_FEW>(group, unit, x, acc);
 }
 """
 
@@ -54,17 +77,18 @@ def find_clang() -> str:
     raise RuntimeError("count: no clang++, expected one of version 15 or newer")
 
 
-def code_of(block: str) -> list[str]:
-    """Return the lines of LLVM's code for a format."""
+def code_of(block: str, code: str = CODE, file: str = "dot.metal", tokens: int = 0) -> list[str]:
+    """Return the lines of LLVM's code of a function for a format."""
     source = Amalgamation()
     source.add(CSRC / "formats" / "port.h")
-    source.add(METAL / "dot.metal")
-    text = "\n".join(source.lines).replace("#include <metal_stdlib>", "") + CODE
+    source.add(METAL / file)
+    text = "\n".join(source.lines).replace("#include <metal_stdlib>", "") + NAMES + code
     text = re.sub(r"\b(half[24]|uint[24]|float[24]|ushort2)\(", r"lk_make<\1>(", text)
     flags = [
         *("-x", "c++", "-std=c++14", "--target=x86_64-linux-gnu", "-mavx512fp16", "-mavx512vl", "-O2", "-w"),
         *("-fno-vectorize", "-fno-slp-vectorize", "-fno-exceptions", "-ffp-contract=off", "-S", "-emit-llvm"),
-        *("-D__METAL_VERSION__=240", "-DLK_METAL_CHECK", f"-DLK_WEIGHT={block}", "-isystem", str(HERE / "include")),
+        *("-D__METAL_VERSION__=240", "-DLK_METAL_CHECK", f"-DLK_WEIGHT={block}", f"-DLK_FEW={tokens}"),
+        *("-isystem", str(HERE / "include")),
         *("-include", str(HERE / "include" / "metal_stdlib")),
     ]
     with tempfile.TemporaryDirectory() as folder:
@@ -73,9 +97,10 @@ def code_of(block: str) -> list[str]:
         made = subprocess.run([find_clang(), *flags, "-o", "-", str(path)], capture_output=True, text=True, check=False)
     if made.returncode:
         raise RuntimeError(f"count {block}: {made.stderr[:2000]}")
-    function = re.search(r"^define[^\n]*two_rows[^\n]*\{\n(.*?)^\}", made.stdout, re.DOTALL | re.MULTILINE)
+    name = code.split("(")[0].split()[-1]
+    function = re.search(rf"^define[^\n]*{name}[^\n]*\{{\n(.*?)^\}}", made.stdout, re.DOTALL | re.MULTILINE)
     if not function:
-        raise RuntimeError(f"count {block}: clang made no function two_rows")
+        raise RuntimeError(f"count {block}: clang made no function {name}")
     return function[1].splitlines()
 
 
@@ -136,12 +161,34 @@ def per_codeword(block: str) -> float:
     return sum(count(block).values()) / CODEWORDS
 
 
+def straight(lines: list[str]) -> int:
+    """Return the operations of a function without loops, its variables in registers, conversions to half free."""
+    free = upper_halves(lines)
+    names = [operation(line) for line in lines if line not in free]
+    kept = [name for name in names if name and name not in (*FREE, "load", "store", "fptrunc")]
+    return sum(not name.startswith(("llvm.lifetime", "llvm.memcpy")) for name in kept)
+
+
+def unpacking(block: str) -> float:
+    """Return the operations that unpack 32 columns of a row: unpack_at of panels.metal."""
+    lines = code_of(block, UNPACK, "panels.metal")
+    entries = sum(operation(line) == "load i32 3" for line in lines)  # the two words of an entry of iq2 are one load
+    return (straight(lines) - (entries // 2 if block.startswith("Iq2") else 0)) / 8
+
+
+def few_tokens(tokens: int) -> int:
+    """Return the operations for 32 columns of a row and 2 or 4 tokens: multiply_few of panels.metal."""
+    return straight(code_of("Iq1M", FEW, "panels.metal", tokens))
+
+
 def main() -> int:
-    """Print the table; return the exit status."""
+    """Print the tables; return the exit status."""
     for block in MOVES:
         counts = count(block)
         each = "  ".join(f"{name} {n / CODEWORDS:.2f}" for name, n in counts.most_common() if n >= CODEWORDS // 4)
         print(f"{block:7} {sum(counts.values()) / CODEWORDS:5.1f}   {each}")
+    print("32 columns, several tokens: unpack ", *(f"{block} {unpacking(block):.0f}" for block in MOVES))
+    print(f"then 2 tokens {few_tokens(2)}, 4 tokens {few_tokens(4)}")
     return 0
 
 
