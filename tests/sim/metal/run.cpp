@@ -13,6 +13,7 @@
 #include "../asan.h"
 #include "../simt.h"
 #include "../watch.h"
+#include "binder.h"
 #include "builtins.h"
 #include "checks.h"
 #include "compile.h"
@@ -214,6 +215,13 @@ int lk_metal_check(const char* text, char* error, size_t error_bytes) {
   std::string why;
   if (metal::is_plain(text, why) && metal::is_accepted(text, why)) return 0;
   return metal::told(why, error, error_bytes);
+}
+
+size_t lk_metal_bound(const char* text, char* bound, size_t bound_bytes) {
+  metal::Findings findings(text);
+  const std::string made = metal::bind(text, false, findings);
+  snprintf(bound, bound_bytes, "%s", made.c_str());
+  return made.size() + 1;
 }
 
 int lk_metal_kernel(void* library, const char* kernel, uint32_t* threadgroup_bytes, uint32_t* n_buffers, char* error,

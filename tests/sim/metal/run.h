@@ -22,6 +22,8 @@ typedef struct lk_metal_buffer {
 LK_METAL_API int lk_metal_compile(const char* text, void** library, char* error, size_t error_bytes);
 // The same text with address spaces that the compiler knows, as C++14, and with the rules of checks.h; runs nothing.
 LK_METAL_API int lk_metal_check(const char* text, char* error, size_t error_bytes);
+// The text as C++ for include/metal_glue, as much of it as bound has room for; returns the bytes of all of it.
+LK_METAL_API size_t lk_metal_bound(const char* text, char* bound, size_t bound_bytes);
 // threadgroup_bytes: of its threadgroup arrays. n_buffers: that the kernel takes.
 LK_METAL_API int lk_metal_kernel(void* library, const char* kernel, uint32_t* threadgroup_bytes, uint32_t* n_buffers,
                                  char* error, size_t error_bytes);

@@ -50,6 +50,8 @@ def simulator() -> ctypes.CDLL:
     error = (ctypes.c_char_p, ctypes.c_size_t)
     lib.lk_metal_compile.argtypes = [text, ctypes.POINTER(pointer), *error]
     lib.lk_metal_check.argtypes = [text, *error]
+    lib.lk_metal_bound.argtypes = [text, *error]
+    lib.lk_metal_bound.restype = ctypes.c_size_t
     lib.lk_metal_kernel.argtypes = [pointer, text, ctypes.POINTER(u32), ctypes.POINTER(u32), *error]
     lib.lk_metal_kernel_at.argtypes = [pointer, u32]
     lib.lk_metal_kernel_at.restype = text
@@ -67,6 +69,14 @@ def check(text: str) -> None:
     error = ctypes.create_string_buffer(ERROR_BYTES)
     if simulator().lk_metal_check(text.encode(), error, ERROR_BYTES):
         raise MetalError(error.value.decode(errors="replace"))
+
+
+def bound(text: str) -> str:
+    """Return a text as the C++ that is compiled with include/metal_glue."""
+    room = simulator().lk_metal_bound(text.encode(), None, 0)
+    out = ctypes.create_string_buffer(room)
+    simulator().lk_metal_bound(text.encode(), out, room)
+    return out.value.decode()
 
 
 class Library:
