@@ -6,7 +6,8 @@ import re
 
 import pytest
 
-from metal_launch import TILE_FORMATS
+from metal_launch import TILE_FORMATS, block_types
+from sim.metal import count_any
 from sim.metal.count import METAL, MOVES, few_tokens, per_codeword, unpacking
 
 # Versions of clang differ in a few shifts.
@@ -46,3 +47,16 @@ def test_operations_that_unpack_32_columns(tiled):
 @pytest.mark.parametrize("tokens", [2, 4])
 def test_operations_of_few_tokens_of_an_expert(tokens):
     assert f"{few_tokens(tokens)} for {tokens} tokens" in panels()
+
+
+def stated_of_any() -> list[tuple[str, float]]:
+    """The line of figures of any.metal."""
+    text = (METAL / "any.metal").read_text(encoding="ascii")
+    line = re.search(r"^//(   [a-z0-9_]+ \d+){4,}$", text, re.MULTILINE)
+    assert line is not None
+    return [(name, float(number)) for name, number in re.findall(r"(\w+) (\d+)", line[0])]
+
+
+@pytest.mark.parametrize(("name", "stated"), stated_of_any())
+def test_operations_of_the_generic_kernels(name, stated):
+    assert abs(count_any.per_codeword(block_types()[name]) - stated) <= 1

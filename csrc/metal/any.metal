@@ -17,12 +17,12 @@
 // What matters: 16 codes of a few bits become halves by masks alone, no conversion; fma with halves for operands;
 // neighbouring lanes read neighbouring bytes of a block, byte by byte because blocks are not aligned; one token takes all
 // of the threadgroup memory, so that a row of 4096 columns needs one barrier.
-// Operations for 8 columns and one token, a load of four bytes, its address and the loop included:
+// Operations for 8 columns and one token, by tests/sim/metal/count_any.py; both sides of branches and the loop are in it:
 //
-//   q8_0 38   q4_0 40   q4_k 58   q5_k 68   q6_k 51   mxfp4 48   iq4_xs 58
+//   q8_0 43   q4_0 44   q4_k 67   q5_k 77   q6_k 62   mxfp4 47   iq4_xs 62
 //
-// of which 16 / 2 are the products. 80 cores of 128 lanes at 1.4 GHz have time for 17.5 for each bit of a weight at 819 GB/s:
-// 149 for q8_0, 79 for q4_k, 96 for q5_k, 115 for q6_k, 74 for mxfp4.
+// of which 8 are the products. 80 cores of 128 lanes at 1.4 GHz have time for 17.5 for each bit of a weight at 819 GB/s: 149
+// for q8_0, 79 for q4_k, 96 for q5_k, 115 for q6_k, 74 for mxfp4.
 // What a lane adds, and in which order, depends on neither the threads of a threadgroup nor the tokens: rows of a product
 // of many tokens are those of products of one.
 //
@@ -177,11 +177,11 @@ static inline void dot_integers(Unit unit, Staged x, int at, int tokens, thread 
     const threadgroup half4* q = reinterpret_cast<const threadgroup half4*>(integers_of(x, t) + at);
     float dot =
         dot4(unit.code[3], q[3], dot4(unit.code[2], q[2], dot4(unit.code[1], q[1], dot4(unit.code[0], q[0], 0.0f))));
-    const float total = x.sums[(t * x.chunk + at) / kAnyUnit];
+    const float total = x.sums[static_cast<uint>(t * x.chunk + at) / kAnyUnit];
     if (Units<Block>::kBias) dot = fma(-static_cast<float>(Units<Block>::kBias), total, dot);
     float sum = unit.scale * dot;
     if (Block::kHasOffset) sum = fma(unit.offset, total, sum);
-    acc[t] = fma(x.scales[(t * x.chunk + at) / kGroup], sum, acc[t]);
+    acc[t] = fma(x.scales[static_cast<uint>(t * x.chunk + at) / kGroup], sum, acc[t]);
   }
 }
 
@@ -225,7 +225,7 @@ struct Rows<Block, 0> {
                   int lane, thread float* acc) {
     const int end = min(x.chunk, w.stored_cols - begin);
     for (int at = kAnyUnit * lane; at < end; at += kAnyStep) {
-      const Unit unit = Units<Block>::load(w, matrix, row, (begin + at) / kAnyUnit);
+      const Unit unit = Units<Block>::load(w, matrix, row, static_cast<uint>(begin + at) / kAnyUnit);
       if (x.floats) {
         dot_numbers<Block>(unit, x, at, tokens, acc);
       } else {
@@ -237,7 +237,7 @@ struct Rows<Block, 0> {
   static void copy(constant WeightArgs& w, const device uint8_t* matrix, int row, int begin, int lane,
                    threadgroup float* to) {
     if (begin + kAnyUnit * lane >= w.stored_cols) return;
-    const Unit unit = Units<Block>::load(w, matrix, row, begin / kAnyUnit + lane);
+    const Unit unit = Units<Block>::load(w, matrix, row, static_cast<uint>(begin / kAnyUnit + lane));
     for (int k = 0; k < 4; ++k) {
       const float4 four = weights_of<Block>(unit, k);
       for (int j = 0; j < 4; ++j) to[(kAnyUnit + 1) * lane + 4 * k + j] = four[j];

@@ -297,6 +297,8 @@ struct TileUnit<Iq3S> {
 
 // ---- a unit of any integer format ----
 
+// Places are unsigned, so that their divisions are shifts and masks.
+
 struct Unit {
   half4 code[4];
   float scale;
@@ -315,18 +317,18 @@ static inline Unit unit_of(Codes16 codes, float scale, float offset) {
 template <class Block>
 struct Units {
   enum : int { kBias = Unpack<Block>::kBias };
-  static Unit load(constant WeightArgs& w, const device uint8_t* matrix, int row, int n) {
-    const int of_block = Block::kBlockSize / kAnyUnit;
-    const int g = n % of_block;
+  static Unit load(constant WeightArgs& w, const device uint8_t* matrix, int row, uint n) {
+    const uint of_block = Block::kBlockSize / kAnyUnit;
+    const int g = static_cast<int>(n % of_block);
     const device Block& b = reinterpret_cast<const device Block*>(matrix + row * w.row_bytes)[n / of_block];
     return unit_of(Unpack<Block>::codes(b, g), scale16(b, g), offset16(b, g));
   }
 };
 
 template <class Block>
-static inline Unit load_either(constant WeightArgs& w, const device uint8_t* matrix, int row, int n) {
-  const int of_block = Block::kBlockSize / kAnyUnit;
-  const int g = n % of_block;
+static inline Unit load_either(constant WeightArgs& w, const device uint8_t* matrix, int row, uint n) {
+  const uint of_block = Block::kBlockSize / kAnyUnit;
+  const int g = static_cast<int>(n % of_block);
   if (w.tiles) {
     TileRow t;
     t.tile = matrix + row / kTileRows * w.row_bytes + n / of_block * gpu::Tile<Block>::kBytes;
@@ -337,13 +339,13 @@ static inline Unit load_either(constant WeightArgs& w, const device uint8_t* mat
   const device Block& b = reinterpret_cast<const device Block*>(matrix + row * w.row_bytes)[n / of_block];
   return unit_of(Unpack<Block>::codes(b, g), scale16(b, g), 0.0f);
 }
-#define LUTKERN_EITHER(name, Block)                                                          \
-  template <>                                                                                \
-  struct Units<Block> {                                                                      \
-    enum : int { kBias = 0 };                                                                \
-    static Unit load(constant WeightArgs& w, const device uint8_t* matrix, int row, int n) { \
-      return load_either<Block>(w, matrix, row, n);                                          \
-    }                                                                                        \
+#define LUTKERN_EITHER(name, Block)                                                           \
+  template <>                                                                                 \
+  struct Units<Block> {                                                                       \
+    enum : int { kBias = 0 };                                                                 \
+    static Unit load(constant WeightArgs& w, const device uint8_t* matrix, int row, uint n) { \
+      return load_either<Block>(w, matrix, row, n);                                           \
+    }                                                                                         \
   };
 LUTKERN_METAL_TILE_FORMATS(LUTKERN_EITHER)
 #undef LUTKERN_EITHER
