@@ -308,6 +308,11 @@ def test_threads_that_do_not_meet(barrier, found):
             "uses 0x[0-9a-f]+, expected a multiple of 16 at program_source:4",
         ),
         (
+            "threadgroup float t[64];\nt[tid] = 0.0f;\nthreadgroup_barrier(mem_flags::mem_threadgroup);\n"
+            "const float4 v = reinterpret_cast<threadgroup const float4*>(t)[lane / 8];\ny[tid] = v.x + v.y;",
+            "uses 0x[0-9a-f]+, expected a multiple of 16 at program_source:7",
+        ),
+        (
             "simdgroup_float8x8 m;\nsimdgroup_load(m, x + lane);\nsimdgroup_store(m, y);",
             "simdgroup_load: lane .* has another place than lane 0 at program_source:5",
         ),
@@ -316,7 +321,17 @@ def test_threads_that_do_not_meet(barrier, found):
             "of an allocation of 256 at program_source:5",
         ),
     ],
-    ids=["past_the_end", "before", "same_byte", "array", "unwritten", "unaligned", "matrix_place", "matrix_outside"],
+    ids=[
+        "past_the_end",
+        "before",
+        "same_byte",
+        "array",
+        "unwritten",
+        "unaligned",
+        "unaligned_array",
+        "matrix_place",
+        "matrix_outside",
+    ],
 )
 def test_memory(body, found):
     assert re.search(found, failure(kernel(body)))

@@ -546,12 +546,13 @@ void* shared_array(const void* key, size_t bytes, size_t alignment) {
   if (total + g.launch->shared_bytes > g_shared_limit) {
     fail(none, "%zu bytes of shared memory, the device has %u", total + g.launch->shared_bytes, g_shared_limit);
   }
-  const size_t offset = g.shared_used;
+  // No better aligned than it must be, so that an access that needs more is found.
+  const size_t offset = g.shared_used + (alignment < 16 ? alignment : 0);
   g.arrays.push_back({key, offset, bytes});
   memset(g.shared + offset, kUnwritten, bytes);
   red_zone(g.shared + offset - kRedZone);
   red_zone(g.shared + offset + bytes);
-  g.shared_used = offset + round_up(bytes) + 2 * kRedZone;
+  g.shared_used += round_up(bytes) + 3 * kRedZone;
   return g.shared + offset;
 }
 
