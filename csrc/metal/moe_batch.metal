@@ -31,7 +31,7 @@
 //
 // Operations of a lane for 32 columns and 16 pairs: 512 in the matrices, about 190 beside them (panels.metal), 40 to
 // stage x for one of four simdgroups, 50 to stage h. An expert with one pair takes about 200 and 50 for it: two
-// dispatches of moe_one.metal are better there, and these from about three pairs of an expert on. Reading ids again for
+// dispatches of moe_one.metal are better there, and these from about two pairs of an expert on. Reading ids again for
 // each expert takes less than a tenth of the work on 4096 pairs.
 //
 // Threadgroup memory: the table (iq1_m 16 KB); up 6 KB of panels, 6.3 KB of x; down 12.3 KB of both; 2 KB of the list.

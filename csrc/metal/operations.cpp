@@ -136,18 +136,21 @@ bool is_tuned(Layout layout, bool exact) { return layout == Layout::tiles && !ex
 bool wants_floats(const Weight& w, bool exact) { return exact || w.info().is_float; }
 
 static_assert(static_cast<int>(kFewPairs) <= metal_args::kMostSlots, "k of moe_down");
-bool is_few(int64_t pairs) { return pairs <= kFewPairs; }
+bool is_few(const MoeWork& work) {
+  const int64_t pairs = work.x.rows * work.k;
+  return pairs <= kFewPairs || (pairs <= work.up->experts && work.k <= metal_args::kMostSlots);
+}
 
 KernelId choose_up(const MoeWork& work) {
   const bool tuned = is_tuned(work.up->layout, work.exact) && !wants_floats(*work.down, work.exact) &&
                      (!work.gate || is_tuned(work.gate->layout, work.exact));
   if (!tuned) return KernelId::moe_up_any;
-  return is_few(work.x.rows * work.k) ? KernelId::moe_up : KernelId::moe_up_batch;
+  return is_few(work) ? KernelId::moe_up : KernelId::moe_up_batch;
 }
 
 KernelId choose_down(const MoeWork& work) {
   if (!is_tuned(work.down->layout, work.exact)) return KernelId::moe_down_any;
-  return is_few(work.x.rows * work.k) ? KernelId::moe_down : KernelId::moe_down_batch;
+  return is_few(work) ? KernelId::moe_down : KernelId::moe_down_batch;
 }
 
 }  // namespace

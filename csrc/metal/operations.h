@@ -11,7 +11,7 @@ namespace metal {
 
 enum : int64_t {
   kSmallTokens = 8,  // matmul_small; more: matmul_large
-  kFewPairs = 32     // of a token and an expert: up to here pair by pair, then by expert
+  kFewPairs = 32     // of a token and an expert: up to here, or up to one for each expert, pair by pair; then by expert
 };
 
 bool dequantize(Device& device, const Weight& w, Dtype dtype, void* out, void* stream);
@@ -26,7 +26,7 @@ bool copy(Device& device, const CopyWork& work, void* stream);
 bool wait_for_users(Device& device, const void* data, void* stream);
 
 // The first kernel that an operation on a weight would launch: for moe, with gate and up and down of that format, and
-// each token with one expert.
+// each token with one of at most kFewPairs experts.
 KernelId dequantize_kernel(Layout layout);
 KernelId product_kernel(Layout layout, bool exact, int64_t tokens);
 KernelId moe_kernel(FormatId format, Layout layout, int64_t pairs);
