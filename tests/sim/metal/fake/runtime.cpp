@@ -48,16 +48,30 @@ std::set<std::string>& selectors() {
 struct Pools {
   std::vector<Object*> objects;
   int count = 0;
-  ~Pools() {
-    if (count) fault("a thread ended inside of an autorelease pool");
+};
+struct ThreadEnd {
+  const Pools* pools;
+  ~ThreadEnd() {
+    if (pools->count) fault("a thread ended inside of an autorelease pool");
   }
 };
 Pools& pools() {
-  static thread_local Pools mine;
-  return mine;
+  static auto* all = new std::vector<Pools*>;  // of every thread
+  static thread_local Pools* mine = nullptr;
+  if (!mine) {
+    all->push_back(mine = new Pools);
+    static thread_local ThreadEnd end{mine};
+  }
+  return *mine;
 }
 
-thread_local std::string t_call;
+// Calls may come after the objects of a thread are gone: neither this nor the pools of the main thread are ever freed.
+std::string& call() {
+  static thread_local std::string* mine = nullptr;
+  static auto* all = new std::vector<std::string*>;  // of every thread
+  if (!mine) all->push_back(mine = new std::string);
+  return *mine;
+}
 pid_t g_process = 0;  // that used the runtime first
 int g_calls = 0;
 std::string* g_failed_call = new std::string;
@@ -116,7 +130,7 @@ void check_signatures(const char* isa, const std::vector<Method>& methods) {
     for (const Message& sent : messages()) {
       if (strcmp(sent.isa, isa) != 0 || strcmp(sent.selector, m.selector) != 0 || sent.signature == m.signature)
         continue;
-      t_call = std::string("-[") + isa + " " + m.selector + "]";
+      call() = std::string("-[") + isa + " " + m.selector + "]";
       stop("selectors.h has the types %s, the method %s", sent.signature.c_str(), m.signature.c_str());
     }
   }
@@ -166,18 +180,18 @@ Implementation find(void* receiver, Selector selector) {
   }
   for (const Class* c : classes()) {
     if (c != receiver) continue;
-    t_call = std::string("+[") + c->name + " " + selector + "]";
+    call() = std::string("+[") + c->name + " " + selector + "]";
     const Method* m = find_method(c->class_methods, selector);
     if (!m) stop("the class has no such method");
     return m->implementation;
   }
   const auto found = objects().find(receiver);
   if (found == objects().end()) {
-    t_call = std::string("-[") + "unknown " + selector + "]";
+    call() = std::string("-[") + "unknown " + selector + "]";
     stop("%p is not an object", receiver);
   }
   const Class* c = found->second.isa;
-  t_call = std::string("-[") + c->name + " " + selector + "]";
+  call() = std::string("-[") + c->name + " " + selector + "]";
   if (found->second.freed) stop("the object was freed");
   const Method* m = find_method(c->methods, selector);
   if (!m) m = find_method(root_methods(), selector);
@@ -250,18 +264,18 @@ void stop(const char* text, ...) {
   va_start(arguments, text);
   vsnprintf(line, sizeof(line), text, arguments);
   va_end(arguments);
-  fprintf(stderr, "fake metal: %s: %s\n", t_call.c_str(), line);
+  fprintf(stderr, "fake metal: %s: %s\n", call().c_str(), line);
   abort();
 }
 
 void enter_function(const char* name) {
-  t_call = name;
+  call() = name;
   begin_process();
 }
 
 bool fails() {
   if (++g_calls != settings().fail) return false;
-  *g_failed_call = t_call;
+  *g_failed_call = call();
   return true;
 }
 
@@ -326,7 +340,7 @@ extern "C" __attribute__((visibility("hidden"), used)) Implementation fake_objc_
   const Held held;
   begin_process();
   if (!selector || selectors().count(selector) == 0 || selectors().find(selector)->c_str() != selector) {
-    t_call = "objc_msgSend";
+    call() = "objc_msgSend";
     stop("the selector is not one of sel_registerName");
   }
   return find(receiver, selector);
