@@ -434,7 +434,8 @@ def build(folder: Path, objects: list[str], family: str, formats: list[str], fil
     """A program that checks the kernels of one family, where the text of `file` is another one."""
     cuda = folder / "csrc" / "cuda"
     shutil.copytree(CUDA, cuda, ignore=shutil.ignore_patterns("*.cpp", "*.cu"))
-    (folder / "csrc" / "formats").symlink_to(ROOT / "csrc" / "formats")
+    for room in ("formats", "gpu"):
+        (folder / "csrc" / room).symlink_to(ROOT / "csrc" / room)
     if file:
         (cuda / file).write_text(text)
     (cuda / "part.cpp").write_text(f'#include "kernels.h"\n#include "machine.h"\n#include "{family}"\n')
