@@ -239,7 +239,7 @@ struct Rows<Block, 0> {
     if (begin + kAnyUnit * lane >= w.stored_cols) return;
     const Unit unit = Units<Block>::load(w, matrix, row, static_cast<uint>(begin / kAnyUnit + lane));
     for (int k = 0; k < 4; ++k) {
-      const float4 four = weights_of<Block>(unit, k);
+      const float4 four = stored_weights_of<Block>(unit, k);
       for (int j = 0; j < 4; ++j) to[(kAnyUnit + 1) * lane + 4 * k + j] = four[j];
     }
   }

@@ -357,5 +357,22 @@ static inline float4 weights_of(Unit unit, int k) {
   return Block::kHasOffset ? product + unit.offset : product;
 }
 
+// code * scale of an integer and the bits of a subnormal, which arithmetic may take for zero: in units of 2^-149
+static inline float tiny_product(float code, uint32_t scale) {
+  const uint32_t units = static_cast<uint32_t>(fabs(code)) * scale;
+  const uint32_t bits = units < 0x00800000u ? units : as_type<uint32_t>(static_cast<float>(units)) - (149u << 23);
+  return as_type<float>(bits | (as_type<uint32_t>(code) & 0x80000000u));
+}
+
+// The same to the bit where subnormals are flushed: mxfp4 alone has scales so small
+template <class Block>
+static inline float4 stored_weights_of(Unit unit, int k) {
+  const uint32_t scale = as_type<uint32_t>(unit.scale);
+  if (!is_same<Block, Mxfp4>::value || scale >= 0x00800000u) return weights_of<Block>(unit, k);
+  const float4 codes = float4(unit.code[k]);
+  return float4(tiny_product(codes.x, scale), tiny_product(codes.y, scale), tiny_product(codes.z, scale),
+                tiny_product(codes.w, scale));
+}
+
 }  // namespace metal_kernels
 }  // namespace lutkern
