@@ -8,7 +8,8 @@
 #if __METAL_VERSION__ >= 320
 #pragma METAL fp math_mode(safe)
 #pragma METAL fp contract(off)
-#else
+#else  // the words of C and of clang for it: Metal's own are younger
+#pragma STDC FP_CONTRACT OFF
 #pragma clang fp contract(off)
 #endif
 
