@@ -77,6 +77,13 @@ PLANTED = [
     ("thread_as_device", "device const uint*>(x)", "device const uint*>(more)", "_cast .* is not allowed"),
     ("write_to_constant", "y[tid] =", "kTable[0] =", "read-only|const"),
     ("array_in_device_reference", "thread float (&more)[2]", "device float (&more)[2]", "no matching function"),
+    (
+        "method_of_constant",
+        "int n; float scale; };",
+        "int n; float scale; float twice() const { return scale; } }; static inline float f(constant Args& a) { return "
+        "a.twice(); }",
+        "'this' argument|cannot initialize object parameter",
+    ),
     # pointers and references without one
     ("bare_pointer", "threadgroup const float* p, uint i", "const float* p, uint i", "a pointer to float without"),
     ("bare_reference", "thread Pair<float>& p", "Pair<float>& p", "a reference to > without"),
@@ -101,6 +108,14 @@ PLANTED = [
     ("hexadecimal", "8.0f}", "0x1p1f}", "hexadecimal"),
     ("long_long", "int n;", "long long n;", "Metal has no long long"),
     ("long_long_literal", "tid & 3u]", "tid & 3ull]", "3ull is a long long"),
+    # overloads and conversions: functions of numbers are no templates, and a list does not narrow
+    ("max_of_two_types", "tile[tid] = x[tid]", "tile[max(tid, 0)] = x[tid]", "call to 'max' is ambiguous"),
+    ("min_of_two_widths", "[tid & 3u]", "[min(tid, 3ul)]", "call to 'min' is ambiguous"),
+    ("fma_of_half_and_float", "y[tid] = float(h.x)", "y[tid] = fma(p.a, h.y, p.b)", "call to 'fma' is ambiguous"),
+    ("rotate_of_two_types", "[tid & 3u]", "[rotate(tid, 8ul) & 3u]", "call to 'rotate' is ambiguous"),
+    ("narrowed_uint", "more[2] = {1.0f, 2.0f}", "more[2] = {1.0f, tid}", "cannot be narrowed"),
+    ("narrowed_float", "Pair<float> p = {", "Pair<int> q = {args.scale, 1}; Pair<float> p = {", "narrow"),
+    ("vector_as_another", "const half4 h =", "const uint4 u = int4(1, 2, 3, 4); const half4 h =", "cannot initialize"),
     # C++17 and what Metal lacks
     ("if_constexpr", "p.a = p.b;", "if constexpr (true) p.a = p.b;", "C\\+\\+17"),
     ("inline_variable", "constant float kTable", "inline constant float kTable", "C\\+\\+17"),
@@ -115,6 +130,8 @@ PLANTED = [
     ("std", "const float a = p.a", "const float a = std::fabs(p.a)", "Metal text has no std::"),
     ("header", "using namespace metal;", "#include <string.h>", "a header that is not of Metal"),
     ("goto", "p.a = p.b;", "goto end; end: p.a = p.b;", "Metal text has no goto"),
+    ("noexcept", "read(device const uint* p, float x)", "read(device const uint* p, float x) noexcept", "no noexcept"),
+    ("register", "const float a = p.a", "register float a = p.a", "no register|C\\+\\+17"),
     ("word_as_name", "const float a = p.a", "const uint half = 1u; const float a = p.a", "half is a type of Metal"),
     ("recursion", "return p[i & 31u];", "return i > 31u ? pick(p, i - 32u) : p[i];", "pick calls itself"),
     # kernels

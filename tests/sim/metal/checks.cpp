@@ -20,25 +20,10 @@ namespace {
 enum : size_t { kNone = static_cast<size_t>(-1) };
 
 const std::set<std::string> kSpaces = {"thread", "threadgroup", "device", "constant"};
-const std::set<std::string> kForbidden = {"double",
-                                          "goto",
-                                          "throw",
-                                          "try",
-                                          "catch",
-                                          "virtual",
-                                          "new",
-                                          "delete",
-                                          "asm",
-                                          "dynamic_cast",
-                                          "thread_local",
-                                          "typeid",
-                                          "mutable",
-                                          "std",
-                                          "long_double",
-                                          "wchar_t",
-                                          "bfloat",
-                                          "__attribute__",
-                                          "__builtin_bit_cast"};
+const std::set<std::string> kForbidden = {
+    "double",   "goto", "throw",        "try",          "catch",  "virtual",       "new",
+    "delete",   "asm",  "dynamic_cast", "thread_local", "typeid", "mutable",       "noexcept",
+    "register", "std",  "long_double",  "wchar_t",      "bfloat", "__attribute__", "__builtin_bit_cast"};
 const std::set<std::string> kFunctionWords = {"vertex", "fragment", "visible", "stitchable", "sampler"};
 
 std::set<std::string> builtin_types() {

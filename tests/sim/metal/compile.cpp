@@ -322,8 +322,9 @@ bool is_accepted(const std::string& text, std::string& error) {
   std::string bound;
   if (!is_bound(text, true, bound, error)) return false;
   std::vector<std::string> words = base_flags();
-  for (const char* flag : {"-DLK_METAL_CHECK", "-pedantic-errors", "-Werror=double-promotion", "-Werror=vla",
-                           "-Werror=implicit-fallthrough"}) {
+  for (const char* flag :
+       {"-DLK_METAL_CHECK", "-pedantic-errors", "-Werror=double-promotion", "-Werror=vla",
+        "-Werror=implicit-fallthrough", "-Werror=c++11-narrowing", "-flax-vector-conversions=none"}) {
     words.push_back(flag);
   }
   const std::string shim = precompiled(words, "metal_stdlib", error);
