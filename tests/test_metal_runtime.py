@@ -93,6 +93,7 @@ def test_info_and_supports():
     assert lutkern.supports("iq1_m", "moe", "metal", tokens=1) == "moe_up_iq1_m"
     assert lutkern.supports("q4_k", "matvec", "metal", layout="blocks") == "product_any_q4_k"
     assert lutkern.supports("q4_k", "matvec", "metal", layout="tiles") is None
+    assert lutkern.supports("q4_k", "matvec", "metal") == "product_any_q4_k"
     assert lutkern.supports("iq1_m", "pack", "metal") is None
     assert metal["kernels"]["iq2_xs"]["tiles"]["dequantize"] == "dequantize_iq2_xs"
     with pytest.raises(

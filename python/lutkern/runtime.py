@@ -120,7 +120,7 @@ def num_threads() -> int:
 
 
 def supports(
-    fmt: str | Format, op: str, device: str = "cpu", *, layout: str = "tiles", tokens: int | None = None
+    fmt: str | Format, op: str, device: str = "cpu", *, layout: str | None = None, tokens: int | None = None
 ) -> str | None:
     """Return the name of the kernel that would run, or None.
 
@@ -133,7 +133,8 @@ def supports(
     device
         ``"cpu"``, ``"cuda"``, ``"cuda:N"``, ``"metal"`` or ``"metal:N"``.
     layout
-        ``"tiles"`` or ``"blocks"``.
+        ``"tiles"`` or ``"blocks"``. By default the one that `pack` and ``t.to(device=...)`` give: tiles, or blocks on a
+        GPU that has no tiles of the format.
     tokens
         How many there are in a call, which a GPU has kernels for; in moe, pairs of a token and an expert. By default 16
         in matmul, else 1.
@@ -151,15 +152,16 @@ def supports(
         known += [device_name(kind + i) for kind in GPUS.values() for i in range(_core.device_count(kind))]
     if device not in known:
         raise ValueError(f"supports: unknown device {device!r}, expected one of: {', '.join(known)}")
-    if not isinstance(layout, str) or layout not in LAYOUTS:
+    if layout is not None and (not isinstance(layout, str) or layout not in LAYOUTS):
         raise ValueError(f"supports: unknown layout {layout!r}, expected one of: {', '.join(LAYOUTS)}")
     count = (16 if op == "matmul" else 1) if tokens is None else whole_number("supports", "tokens", tokens, _MAX_TOKENS)
     if device != "cpu":
         if _core.device_absent(GPUS[device.partition(":")[0]]) is not None or op == "pack":
             return None
-        return _core.device_kernel(
-            device_number("supports", device), fmt.ggml_type, _OPERATIONS[op], LAYOUTS[layout], count
-        )
+        number = device_number("supports", device)
+        layout = layout or ("tiles" if _core.device_has_tiles(number, fmt.ggml_type) else "blocks")
+        return _core.device_kernel(number, fmt.ggml_type, _OPERATIONS[op], LAYOUTS[layout], count)
+    layout = layout or "tiles"
     isa = _core.kernel_isa(fmt.ggml_type, _OPERATIONS[op], LAYOUTS[layout])
     if isa is None:
         return None
