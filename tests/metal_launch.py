@@ -46,8 +46,9 @@ def structs() -> dict[str, Any]:
 
 
 def _lists() -> dict[str, str]:
-    text = (METAL / "kernels.h").read_text(encoding="utf-8").replace("\\\n", " ")
-    return dict(re.findall(r"#define (LUTKERN_METAL_\w+)\(X\)(.*)", text))
+    files = (METAL / "kernels.h", METAL.parent / "gpu" / "tile.h")
+    text = "".join(file.read_text(encoding="utf-8") for file in files).replace("\\\n", " ")
+    return dict(re.findall(r"#define (LUTKERN_(?:METAL|GPU)_\w+)\(X\)(.*)", text))
 
 
 @functools.cache
@@ -65,7 +66,7 @@ def block_types() -> dict[str | None, str]:
     return {**found, None: "NoGate"}
 
 
-TILE_FORMATS = tuple(re.findall(r"X\((\w+), \w+\)", _lists()["LUTKERN_METAL_TILE_FORMATS"]))
+TILE_FORMATS = tuple(re.findall(r"X\((\w+), \w+\)", _lists()["LUTKERN_GPU_TILE_FORMATS"]))
 
 
 @functools.cache

@@ -25,6 +25,16 @@
 #pragma once
 #include "../formats/formats.h"
 
+// X(name in GGUF, block type): the formats that have tiles on a GPU
+#define LUTKERN_GPU_TILE_FORMATS(X) \
+  X(iq1_s, Iq1S)                    \
+  X(iq1_m, Iq1M)                    \
+  X(iq2_xxs, Iq2Xxs)                \
+  X(iq2_xs, Iq2Xs)                  \
+  X(iq2_s, Iq2S)                    \
+  X(iq3_xxs, Iq3Xxs)                \
+  X(iq3_s, Iq3S)
+
 namespace lutkern {
 namespace gpu {
 
@@ -87,13 +97,7 @@ LK_FN constexpr int tile_bytes(FormatId format) {
 #define LUTKERN_TILE_BYTES(name, Block) \
   case FormatId::name:                  \
     return Tile<Block>::kBytes;
-    LUTKERN_TILE_BYTES(iq1_s, Iq1S)
-    LUTKERN_TILE_BYTES(iq1_m, Iq1M)
-    LUTKERN_TILE_BYTES(iq2_xxs, Iq2Xxs)
-    LUTKERN_TILE_BYTES(iq2_xs, Iq2Xs)
-    LUTKERN_TILE_BYTES(iq2_s, Iq2S)
-    LUTKERN_TILE_BYTES(iq3_xxs, Iq3Xxs)
-    LUTKERN_TILE_BYTES(iq3_s, Iq3S)
+    LUTKERN_GPU_TILE_FORMATS(LUTKERN_TILE_BYTES)
 #undef LUTKERN_TILE_BYTES
     default:
       return 0;

@@ -347,7 +347,7 @@ static inline Unit load_either(constant WeightArgs& w, const device uint8_t* mat
       return load_either<Block>(w, matrix, row, n);                                           \
     }                                                                                         \
   };
-LUTKERN_METAL_TILE_FORMATS(LUTKERN_EITHER)
+LUTKERN_GPU_TILE_FORMATS(LUTKERN_EITHER)
 #undef LUTKERN_EITHER
 
 // Weights 4 k .. 4 k + 3 of a unit: one product, one sum, as the format defines them.

@@ -12,16 +12,6 @@
 #pragma once
 #include "arguments.h"
 
-// X(name in GGUF, block type): the formats that have tiles on a GPU
-#define LUTKERN_METAL_TILE_FORMATS(X) \
-  X(iq1_s, Iq1S)                      \
-  X(iq1_m, Iq1M)                      \
-  X(iq2_xxs, Iq2Xxs)                  \
-  X(iq2_xs, Iq2Xs)                    \
-  X(iq2_s, Iq2S)                      \
-  X(iq3_xxs, Iq3Xxs)                  \
-  X(iq3_s, Iq3S)
-
 // X(name of the function, kind of its library, type of its arguments)
 #define LUTKERN_METAL_KERNELS(X)                \
   X(dequantize, weight, DequantizeArgs)         \

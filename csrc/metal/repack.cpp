@@ -71,7 +71,7 @@ RangeFn repack_of(FormatId format) {
 #define LUTKERN_REPACK_OF(name, Block) \
   case FormatId::name:                 \
     return repack_rows<Block>;
-    LUTKERN_METAL_TILE_FORMATS(LUTKERN_REPACK_OF)
+    LUTKERN_GPU_TILE_FORMATS(LUTKERN_REPACK_OF)
 #undef LUTKERN_REPACK_OF
     default:
       return nullptr;

@@ -52,7 +52,7 @@ LK_EXPORT int lk_metal_tiles(int format, const uint8_t* blocks, int64_t rows, in
   case FormatId::name:                                            \
     encode_rows<lutkern::Block>(blocks, rows, row_blocks, tiles); \
     return 0;
-    LUTKERN_METAL_TILE_FORMATS(LUTKERN_ENCODE)
+    LUTKERN_GPU_TILE_FORMATS(LUTKERN_ENCODE)
 #undef LUTKERN_ENCODE
     default:
       return -1;
