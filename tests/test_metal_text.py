@@ -14,20 +14,20 @@ METAL = Path(__file__).resolve().parent.parent / "csrc" / "metal"
 sys.path.insert(0, str(METAL))
 import amalgamate  # noqa: E402
 
-KERNELS_H = (METAL / "kernels.h").read_text(encoding="ascii")
-TILED = re.findall(r"X\((\w+), (Iq\w+)\)", KERNELS_H)
+from sim.metal.gate import FORMATS  # noqa: E402
+
+TILES = list(FORMATS.values())
 
 
 def block_types() -> list[str]:
     """Return the struct of every format."""
     found = re.findall(r"^struct (\w+) \{\s*\n\s*enum : int \{ kGgmlType", amalgamate.kernel_text(), re.MULTILINE)
     assert len(found) > 20
-    assert {block for _, block in TILED} <= set(found)
+    assert set(TILES) <= set(found)
     return found
 
 
 BLOCKS = block_types()
-TILES = [block for _, block in TILED]
 LIBRARIES = (
     [{"LK_TILES": 1, "LK_WEIGHT": block} for block in TILES]
     + [{"LK_TILES": 0, "LK_WEIGHT": block} for block in BLOCKS]

@@ -34,8 +34,8 @@ from sim.metal.run import bound  # noqa: E402
 
 BUDGETS = HERE / "budgets.json"
 SLACK = 1.02
-KERNELS_H = (ROOT / "csrc" / "metal" / "kernels.h").read_text(encoding="ascii")
-FORMATS = dict(re.findall(r"X\((\w+), (Iq\w+)\)", KERNELS_H))
+# The formats that have tiles on a GPU, and their structs
+FORMATS = dict(re.findall(r"X\((\w+), (Iq\w+)\)", (ROOT / "csrc" / "gpu" / "tile.h").read_text(encoding="ascii")))
 # Two rows of 32 codewords in a pass of the loop over tiles
 CODEWORDS = {"matvec": 64, "moe_up": 64, "moe_down": 64}
 FREE = {
