@@ -12,6 +12,7 @@
 #include "cpu/kernels.h"
 #include "cpu/threads.h"
 #include "gpu/tile.h"
+#include "once.h"
 #include "pack/pack.h"
 #include "pack/pack_rows.h"
 #include "tiles/repack.h"
@@ -66,29 +67,26 @@ struct Environment {
   // Whether a text is in force: operations on other threads may be reading it.
   std::atomic<bool> isa_wrong{false};
   std::atomic<bool> threads_wrong{false};
-
-  Environment() {
-    if (const char* count = invalid_thread_count()) {
-      snprintf(threads_error, sizeof(threads_error),
-               "LUTKERN_NUM_THREADS: got '%.32s', expected a number from 1 to 1024", count);
-      threads_wrong = true;
-    }
-    const char* isa = getenv("LUTKERN_ISA");
-    if (!isa || !*isa) return;
-    isa_status = check_isa("LUTKERN_ISA", isa);
-    if (isa_status == LUTKERN_OK) {
-      use_isa(isa);
-    } else {
-      memcpy(isa_error, g_error, sizeof(isa_error));
-      isa_wrong = true;
-    }
-  }
 };
 
-Environment& environment() {
-  static Environment instance;
-  return instance;
+void read_environment(Environment* e) {
+  if (const char* count = invalid_thread_count()) {
+    snprintf(e->threads_error, sizeof(e->threads_error),
+             "LUTKERN_NUM_THREADS: got '%.32s', expected a number from 1 to 1024", count);
+    e->threads_wrong = true;
+  }
+  const char* isa = getenv("LUTKERN_ISA");
+  if (!isa || !*isa) return;
+  e->isa_status = check_isa("LUTKERN_ISA", isa);
+  if (e->isa_status == LUTKERN_OK) {
+    use_isa(isa);
+  } else {
+    memcpy(e->isa_error, g_error, sizeof(e->isa_error));
+    e->isa_wrong = true;
+  }
 }
+
+Environment& environment() { return made_once<Environment, read_environment>(); }
 
 lutkern_status check_environment() {
   const Environment& e = environment();

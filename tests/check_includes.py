@@ -3,11 +3,11 @@
 python tests/check_includes.py [CSRC]        one line for each violation; exit status 1 if there is one
 
 formats/                       its own room
-pack/ tiles/ gpu/              formats/, their own room, tensor.h, parallel.h
+pack/ tiles/ gpu/              formats/, their own room, tensor.h, parallel.h, once.h
 cpu/                           the same and tiles/
-cuda/ metal/                   formats/, gpu/, their own room, backend.h, tensor.h, parallel.h; in cuda/ no header of
-                               the CUDA toolkit, whose nvcc brings what kernels need, and whose driver is loaded at run
-                               time
+cuda/ metal/                   formats/, gpu/, their own room, backend.h, tensor.h, parallel.h, once.h; in cuda/ no
+                               header of the CUDA toolkit, whose nvcc brings what kernels need, and whose driver is
+                               loaded at run time
 *.metal                        of system headers metal_stdlib alone, which only they and formats/port.h include
 api.cpp api_device.cpp         everything of ours; what they share: boundary.h
 bindings/                      its own room, lutkern.h; the only place for Python, NumPy, pybind11 and Torch headers
@@ -25,7 +25,7 @@ from pathlib import Path
 CSRC = Path(__file__).resolve().parents[1] / "csrc"
 SUFFIXES = {".h", ".c", ".cpp", ".cu", ".cuh", ".mm", ".metal", ".inc"}
 ROOMS = ("pack", "tiles", "gpu")
-SHARED = {"tensor.h", "parallel.h"}
+SHARED = {"tensor.h", "parallel.h", "once.h"}
 # What may be included, as a room or as a file of the top; None: everything of ours.
 ALLOWED: dict[str, set[str] | None] = {
     "formats": {"formats"},
@@ -38,6 +38,7 @@ ALLOWED: dict[str, set[str] | None] = {
     "boundary.h": None,
     "backend.h": {"cpu/operations.h", "lutkern.h"} | SHARED,
     "lutkern.h": set(),
+    "once.h": set(),
     "parallel.h": set(),
     "tensor.h": {"formats"},
 }

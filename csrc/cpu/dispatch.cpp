@@ -12,6 +12,7 @@
 #endif
 #endif
 
+#include "../once.h"
 #include "kernels.h"
 
 namespace lutkern {
@@ -115,17 +116,17 @@ int best_row() {
   return row;
 }
 
+struct Tables {
+  CpuKernels of[kRowCount];
+};
+
+void resolve_all(Tables* tables) {
+  for (int r = 0; r < kRowCount; ++r) tables->of[r] = resolve(r);
+}
+
 // Every walk that this processor allows, made once: choosing one is a pointer store, so that operations in flight on
 // other threads keep a whole table.
-const CpuKernels* table(int row) {
-  static const struct Tables {
-    CpuKernels of[kRowCount];
-    Tables() {
-      for (int r = 0; r < kRowCount; ++r) of[r] = resolve(r);
-    }
-  } tables;
-  return &tables.of[row];
-}
+const CpuKernels* table(int row) { return &made_once<Tables, resolve_all>().of[row]; }
 
 std::atomic<const CpuKernels*> g_current{nullptr};
 

@@ -133,6 +133,11 @@ int quota_of_group(const std::string& folder, bool v2) {
   return processors < kNoQuota ? static_cast<int>(processors) : kNoQuota;
 }
 
+#if defined(__linux__)
+// The main thread has the number of the process.
+bool process_mask(cpu_set_t* mask) { return sched_getaffinity(getpid(), sizeof(*mask), mask) == 0; }
+#endif
+
 }  // namespace
 
 int quota_processors(const char* root) {
@@ -152,11 +157,27 @@ int quota_processors(const char* root) {
   return smallest;
 }
 
+void Affinity::follow() {
+#if defined(__linux__)
+  cpu_set_t now;
+  static_assert(sizeof(now) == sizeof(mask_), "a mask of the system");
+  if (!process_mask(&now)) return;
+  unsigned char bytes[sizeof(mask_)];
+  memcpy(bytes, &now, sizeof(bytes));
+  for (size_t i = 0; i < sizeof(bytes); ++i) {
+    if ((mask_[i] & ~bytes[i]) != 0) return;
+  }
+  if (memcmp(mask_, bytes, sizeof(bytes)) == 0) return;
+  memcpy(mask_, bytes, sizeof(bytes));
+  sched_setaffinity(0, sizeof(now), &now);
+#endif
+}
+
 int usable_processors() {
   int count = 0;
 #if defined(__linux__)
-  cpu_set_t set;
-  if (sched_getaffinity(0, sizeof(set), &set) == 0) count = CPU_COUNT(&set);
+  cpu_set_t mask;
+  if (process_mask(&mask)) count = CPU_COUNT(&mask);
 #endif
   if (count < 1) count = static_cast<int>(sysconf(_SC_NPROCESSORS_ONLN));
   if (count < 1) count = 1;

@@ -37,9 +37,10 @@ using Clock = std::chrono::steady_clock;
 
 constexpr int kMaxThreads = 1024;
 constexpr int64_t kMaxPieces = int64_t{1} << 31;
-constexpr std::chrono::microseconds kSpin{100};     // longer than the gap between two operations of a decode step
-constexpr std::chrono::microseconds kPatience{25};  // a few pieces: who takes longer has lost its processor
-constexpr size_t kLine = 128;                       // processors fetch cache lines of 64 bytes in pairs
+constexpr std::chrono::microseconds kSpin{100};         // longer than the gap between two operations of a decode step
+constexpr std::chrono::microseconds kPatience{25};      // a few pieces: who takes longer has lost its processor
+constexpr std::chrono::milliseconds kAffinityAge{100};  // asking takes less than a microsecond
+constexpr size_t kLine = 128;                           // processors fetch cache lines of 64 bytes in pairs
 
 // The pieces of a share that nobody has taken: the first in the upper half of the word, one past the last in the lower.
 using Share = std::atomic<uint64_t>;
@@ -221,8 +222,14 @@ void* worker(void* argument) {
   pthread_setname_np("lutkern");
 #endif
   Seat& seat = *static_cast<Seat*>(argument);
+  Affinity affinity;
+  Clock::time_point follow_at = Clock::now();
   uint64_t seen = 0;
   for (;;) {
+    if (Clock::now() >= follow_at) {
+      affinity.follow();
+      follow_at = Clock::now() + kAffinityAge;
+    }
     const auto called = [&] { return is_called(seat, &seen); };
     if (is_in_the_way(*seat.pool) || !spin(*seat.pool, kSpin, called)) {
       std::unique_lock<std::mutex> lock(seat.mutex);

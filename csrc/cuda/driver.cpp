@@ -21,6 +21,7 @@ Driver g_driver{};
 bool g_found = false;
 char g_absent[320] = "";
 std::once_flag g_once;
+std::atomic<bool> g_used{false};  // from the first look for the driver on, unless there is none
 std::atomic<bool> g_forked{false};
 
 constexpr char kForked[] = "CUDA was used before this process was forked, expected a process that was started by spawn";
@@ -79,9 +80,11 @@ bool find() {
   const Result result = g_driver.cuInit(0);
   if (result == kNoDevice) return absent("the CUDA driver reports no device");
   if (!check(result, "cuInit")) return absent("%s", failure().text);
-  pthread_atfork(nullptr, nullptr, [] { g_forked = true; });
   return true;
 }
+
+// Registered when the library is loaded: later, a fork on another thread could come while the driver is being found.
+const bool g_fork_is_seen = pthread_atfork(nullptr, nullptr, [] { g_forked = g_used || g_forked; }) == 0;
 
 }  // namespace
 
@@ -120,7 +123,11 @@ bool check(Result result, const char* call) {
 
 const Driver* driver() {
   if (g_forked) return nullptr;
-  std::call_once(g_once, [] { g_found = find(); });
+  std::call_once(g_once, [] {
+    g_used = true;
+    g_found = find();
+    g_used = g_found;
+  });
   return g_found ? &g_driver : nullptr;
 }
 

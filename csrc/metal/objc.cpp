@@ -22,6 +22,7 @@ thread_local Failure g_failure{};
 bool g_found = false;
 char g_absent[320] = "";
 std::once_flag g_once;
+std::atomic<bool> g_used{false};  // from the first look for the runtime on, unless there is none
 std::atomic<bool> g_forked{false};
 
 constexpr char kForked[] =
@@ -101,9 +102,11 @@ bool find_names() {
 bool find() {
   Libraries libraries{};
   if (!open_libraries(&libraries) || !look_up(libraries) || !find_names()) return false;
-  pthread_atfork(nullptr, nullptr, [] { g_forked = true; });
   return true;
 }
+
+// Registered when the library is loaded: later, a fork on another thread could come while the runtime is being found.
+const bool g_fork_is_seen = pthread_atfork(nullptr, nullptr, [] { g_forked = g_used || g_forked; }) == 0;
 
 // What a compiler says begins with its warnings: the line of the first error is the one to tell.
 const char* first_error(const char* text) {
@@ -141,7 +144,11 @@ void copy_text(Id string, char* out, size_t size) {
 
 bool find_runtime() {
   if (g_forked) return false;
-  std::call_once(g_once, [] { g_found = find(); });
+  std::call_once(g_once, [] {
+    g_used = true;
+    g_found = find();
+    g_used = g_found;
+  });
   return g_found;
 }
 

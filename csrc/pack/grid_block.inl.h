@@ -106,7 +106,7 @@ class GridBlock {
     arrange();
     measure();
     if (F::kSigned) take_signs();
-    Choice wanted;
+    Choice wanted{};
     Subs square;
     search_scales(book, effort, &wanted, &square);
     float d[kMostScales];
@@ -675,27 +675,25 @@ class GridBlock {
   Lanes importance_[kSets][kDims];
 };
 
-// The search tables of a format, built at the first use; the compiler makes that thread-safe.
+template <typename F>
+void build_grid_book(GridBook<F>* book) {
+  uint8_t level[F::kRows][F::kDims];
+  for (int r = 0; r < F::kRows; ++r) {
+    for (int j = 0; j < F::kDims; ++j) {
+      level[r][j] = static_cast<uint8_t>(F::level_of(static_cast<uint8_t>(F::codebook().row[r] >> (8 * j))));
+    }
+  }
+  int8_t value[F::kLevels];
+  for (int n = 0; n < F::kLevels; ++n) {
+    value[n] = static_cast<int8_t>(F::kLevel[0][n] - (F::kVariants == 2 ? F::kLevel[0][1] : 0.0f));
+  }
+  book->build(level, value);
+}
+
+// The search tables of a format, built at the first use.
 template <typename F>
 const GridBook<F>& grid_book() {
-  struct Built {
-    GridBook<F> book;
-    Built() {
-      uint8_t level[F::kRows][F::kDims];
-      for (int r = 0; r < F::kRows; ++r) {
-        for (int j = 0; j < F::kDims; ++j) {
-          level[r][j] = static_cast<uint8_t>(F::level_of(static_cast<uint8_t>(F::codebook().row[r] >> (8 * j))));
-        }
-      }
-      int8_t value[F::kLevels];
-      for (int n = 0; n < F::kLevels; ++n) {
-        value[n] = static_cast<int8_t>(F::kLevel[0][n] - (F::kVariants == 2 ? F::kLevel[0][1] : 0.0f));
-      }
-      book.build(level, value);
-    }
-  };
-  static const Built built;
-  return built.book;
+  return made_once<GridBook<F>, build_grid_book<F>>();
 }
 
 // Whether a few columns of a block carry most of its importance. Then few scales serve these and the other columns, and

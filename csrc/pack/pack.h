@@ -4,6 +4,7 @@
 #include <stdint.h>
 
 #include "../formats/formats.h"
+#include "../once.h"
 
 namespace lutkern {
 

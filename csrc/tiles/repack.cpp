@@ -1,5 +1,6 @@
 #include "repack.h"
 
+#include "../once.h"
 #include "panel.h"
 #include "ternary_panel.h"
 #include "tiles.h"
@@ -202,6 +203,38 @@ RepackTask task_of(const Weight& w, uint8_t* out) {
   return RepackTask{&w, out, row_bytes, tile_row_bytes(w.format, w.cols), (w.rows + kTileRows - 1) / kTileRows};
 }
 
+void make_ternary_rows(TernaryRows* out) {
+  memset(out->row, 0xff, sizeof(out->row));
+  for (int i = 0; i < 2048; ++i) {
+    int number = 0;
+    for (int j = 0; j < 8; ++j) {
+      number = 3 * number + static_cast<int8_t>((kIq1Grid.row[i] >> (8 * j)) & 255u) + 1;
+    }
+    out->row[number] = static_cast<uint16_t>(i);
+  }
+}
+
+void make_ternary_tables(TernaryTables* out) {
+  for (int i = 0; i < 2048; ++i) {
+    const uint64_t row = kIq1Grid.row[i];  // bytes of {-1, 0, 1}
+    out->digits[i] = {0, 0};
+    for (int j = 0; j < 4; ++j) {
+      const uint32_t first = ((row >> (8 * j)) + 1) & 3u;
+      const uint32_t second = ((row >> (32 + 8 * j)) + 1) & 3u;
+      out->digits[i].first |= first << (8 * j);
+      out->digits[i].both |= (3 * first + second) << (8 * j);
+    }
+  }
+  for (uint32_t i = 0; i < 256; ++i) {
+    uint32_t byte = i;
+    out->fives[i] = 0;
+    for (int k = 0; k < 5; ++k) {
+      out->fives[i] |= static_cast<uint64_t>((byte * 3) >> 8) << (8 * k);
+      byte = (byte * 3) & 255u;
+    }
+  }
+}
+
 }  // namespace
 
 void to_tiles(const Weight& blocks, uint8_t* tiles, const Runner& runner) {
@@ -214,46 +247,8 @@ void to_blocks(const Weight& tiles, uint8_t* blocks, const Runner& runner) {
   runner.run(tiles.experts * task.tiles_down, 1, RepackTask::run<false>, &task);
 }
 
-const TernaryRows& ternary_rows() {
-  static const TernaryRows table = [] {
-    TernaryRows rows;
-    memset(rows.row, 0xff, sizeof(rows.row));
-    for (int i = 0; i < 2048; ++i) {
-      int number = 0;
-      for (int j = 0; j < 8; ++j) {
-        number = 3 * number + static_cast<int8_t>((kIq1Grid.row[i] >> (8 * j)) & 255u) + 1;
-      }
-      rows.row[number] = static_cast<uint16_t>(i);
-    }
-    return rows;
-  }();
-  return table;
-}
+const TernaryRows& ternary_rows() { return made_once<TernaryRows, make_ternary_rows>(); }
 
-const TernaryTables& ternary_tables() {
-  static const TernaryTables table = [] {
-    TernaryTables out;
-    for (int i = 0; i < 2048; ++i) {
-      const uint64_t row = kIq1Grid.row[i];  // bytes of {-1, 0, 1}
-      out.digits[i] = {0, 0};
-      for (int j = 0; j < 4; ++j) {
-        const uint32_t first = ((row >> (8 * j)) + 1) & 3u;
-        const uint32_t second = ((row >> (32 + 8 * j)) + 1) & 3u;
-        out.digits[i].first |= first << (8 * j);
-        out.digits[i].both |= (3 * first + second) << (8 * j);
-      }
-    }
-    for (uint32_t i = 0; i < 256; ++i) {
-      uint32_t byte = i;
-      out.fives[i] = 0;
-      for (int k = 0; k < 5; ++k) {
-        out.fives[i] |= static_cast<uint64_t>((byte * 3) >> 8) << (8 * k);
-        byte = (byte * 3) & 255u;
-      }
-    }
-    return out;
-  }();
-  return table;
-}
+const TernaryTables& ternary_tables() { return made_once<TernaryTables, make_ternary_tables>(); }
 
 }  // namespace lutkern

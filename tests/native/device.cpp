@@ -6,6 +6,8 @@
 #include <signal.h>
 #include <sys/wait.h>
 
+#include <thread>
+
 #include "device_cuda.h"
 #include "device_layers.h"
 
@@ -243,6 +245,23 @@ void case_fork() {
   ok(lutkern_stream_destroy(kFirst, stream));
 }
 
+// Forked while another thread looks for the driver, which holds locks of its own then: the child does not touch it.
+void case_fork_at_start() {
+  std::thread first([] { need(lutkern_device_count(LUTKERN_CUDA) == 1, "the thread has a device"); });
+  usleep(100000);
+  const pid_t child = fork();
+  if (child == 0) {
+    alarm(20);
+    lutkern_device_count(LUTKERN_CUDA);
+    _exit(0);
+  }
+  int status = 0;
+  waitpid(child, &status, 0);
+  need(WIFEXITED(status) && WEXITSTATUS(status) == 0, "the child");
+  first.join();
+  need(lutkern_device_count(LUTKERN_CUDA) == 1, "the parent has a device");
+}
+
 // Objects that outlive main: the driver has gone before them.
 struct AtEnd {
   void* memory = nullptr;
@@ -359,6 +378,7 @@ const Case kCases[] = {
     {"threads", case_threads, "seed=8", LUTKERN_FAKE_LIBRARY},
     {"trace", case_trace, "", LUTKERN_FAKE_LIBRARY},
     {"fork", case_fork, "", LUTKERN_FAKE_LIBRARY},
+    {"fork_at_start", case_fork_at_start, "slow=400", LUTKERN_FAKE_LIBRARY},
     {"end", case_end, "", LUTKERN_FAKE_LIBRARY},
     {"names", case_names, "", LUTKERN_FAKE_LIBRARY},
     {"errors", case_errors, "devices=2", LUTKERN_FAKE_LIBRARY},

@@ -1,11 +1,17 @@
 // The pool of threads alone: every item once, threads that really run side by side, calls inside of calls and beside
 // them. A lost wake-up shows as a meeting that does not take place.
+//
+//   pool          everything but what follows
+//   pool fork     children of fork, whose threads neither QEMU nor ThreadSanitizer starts
 #include "cpu/threads.h"
 
 #include <stdarg.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include <atomic>
 #include <chrono>
@@ -205,9 +211,38 @@ void test_the_pool_is_taken_when_free() {
   if (here != 2) fail("the second call had %d threads", +here);
 }
 
+// ---- fork ----
+
+// Each thread forks in the middle of its piece, together with the others.
+void test_fork_inside_of_a_call() {
+  for (int round = 0; round < 20; ++round) {
+    std::atomic<int> here{0};
+    run(3, 3, 1, [&](int64_t, int64_t) {
+      ++here;
+      if (!wait_until([&] { return here == 3; })) fail("%d of 3 threads came", +here);
+      const pid_t child = fork();
+      if (child == 0) {
+        alarm(60);
+        meet(4);
+        meet(2);
+        _exit(0);
+      }
+      int status = -1;
+      if (waitpid(child, &status, 0) != child || status != 0) fail("the child ended with %d", status);
+    });
+    meet(3);
+  }
+}
+
 }  // namespace
 
-int main() {
+int main(int argc, char** argv) {
+  if (argc > 1) {
+    if (strcmp(argv[1], "fork") != 0) fail("unknown part %s", argv[1]);
+    test_fork_inside_of_a_call();
+    printf("pool fork: passed\n");
+    return 0;
+  }
   test_every_item_once();
   test_many_items();
   test_all_threads_come();

@@ -208,6 +208,7 @@ FAKE_API Result cuInit(unsigned flags) {
   const Entry e("cuInit", kNothing);
   if (e.refused()) return e.result();
   if (flags != 0) return e.no(kInvalidValue, "flags are not 0");
+  usleep(1000 * static_cast<unsigned>(settings().slow));
   if (settings().init) return settings().init;
   if (settings().devices == 0) return kNoDevice;
   if (!g_process) atexit(end_process);

@@ -44,7 +44,7 @@ Settings read_settings() {
                                                  {"version", &s.version},     {"pools", &s.pools},
                                                  {"shared", &s.shared},       {"fail", &s.fail},
                                                  {"fail_with", &s.fail_with}, {"init", &s.init},
-                                                 {"refuse", &s.refuse}};
+                                                 {"refuse", &s.refuse},       {"slow", &s.slow}};
     const auto found = numbers.find(name);
     if (found != numbers.end()) {
       *found->second = n;

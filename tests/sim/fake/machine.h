@@ -36,6 +36,7 @@ struct Settings {
   int fail = 0;                     // the number of the call that fails, from 1 on
   int fail_with = 999;
   int init = 0;        // what cuInit returns
+  int slow = 0;        // milliseconds that cuInit takes
   int refuse = 0;      // how many modules are refused, as code for no device of the machine
   std::string report;  // file for the report at the end of the process
 };
