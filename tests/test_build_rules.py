@@ -46,12 +46,12 @@ def test_includes_of_the_library() -> None:
         (
             "pack/pack.h",
             '#include "../cpu/kernels.h"',
-            "but pack may include only: formats, pack, parallel.h, tensor.h",
+            "but pack may include only: formats, once.h, pack, parallel.h, tensor.h",
         ),
         (
             "cpu/threads.h",
             '#  include "../lutkern.h"',
-            "but cpu may include only: cpu, formats, parallel.h, tensor.h, tiles",
+            "but cpu may include only: cpu, formats, once.h, parallel.h, tensor.h, tiles",
         ),
         ("bindings/module.cpp", '#include "../tensor.h"', "but bindings may include only: bindings, lutkern.h"),
         ("lutkern.h", '#include "tensor.h"', "but lutkern.h may include only: nothing of ours"),
@@ -69,7 +69,7 @@ def test_includes_of_the_library() -> None:
         (
             "cuda/driver.h",
             '#include "../cpu/kernels.h"',
-            "but cuda may include only: backend.h, cuda, formats, gpu, parallel.h, tensor.h",
+            "but cuda may include only: backend.h, cuda, formats, gpu, once.h, parallel.h, tensor.h",
         ),
         ("cuda/driver.h", '#include "cuda_spelling.h"', "which is no file of csrc/ beside it"),
         ("cuda/matvec.cuh", "#include <cuda_fp16.h>", "which is the CUDA toolkit's"),
@@ -79,7 +79,7 @@ def test_includes_of_the_library() -> None:
         (
             "metal/new.metal",
             '#include "../cpu/kernels.h"',
-            "but metal may include only: backend.h, formats, gpu, metal, parallel.h, tensor.h",
+            "but metal may include only: backend.h, formats, gpu, metal, once.h, parallel.h, tensor.h",
         ),
     ],
 )
