@@ -164,6 +164,72 @@ def test_an_array_on_another_device_is_refused():
     assert str(caught.value) == "matmul: x is on DLPack device 2, expected the CPU"
 
 
+class Subclass(np.ndarray):
+    """An array that may mean something else by its numbers."""
+
+
+def unaligned(array):
+    return np.frombuffer(b"?" + array.tobytes(), np.uint8)[1:].view(array.dtype).reshape(array.shape)
+
+
+# matmul has a short way for arrays that need nothing; every other one takes the long way to the same result.
+SHORT = {"float32": X, "float16": X.astype(np.float16), "one row": X[:1], "rows": X[1:3], "no rows": X[:0]}
+LONG = {
+    "columns": np.asfortranarray(X),
+    "part of the columns": np.hstack([X, X])[:, :512],
+    "bytes swapped": X.astype(">f4"),
+    "unaligned": unaligned(X),
+    "subclass": X.view(Subclass),
+    "bfloat16": X.astype(ml_dtypes.bfloat16),
+    "DLPack": Dlpack(X),
+    "lists": [[np.float32(v) for v in row] for row in X],
+}
+
+
+@pytest.mark.parametrize("name", SHORT)
+def test_arrays_that_need_nothing_take_the_short_way(name):
+    x = SHORT[name]
+    expected = lutkern.matmul(T, x.view(Subclass))
+    room = np.full((len(x), 6), np.nan, np.float32)
+    for out in (None, room):
+        got = lutkern._core.plain_matmul(T._handle, x, out, False)
+        assert type(got) is np.ndarray
+        assert np.array_equal(got, expected)
+        assert out is None or got is out
+    for row in x:
+        got = lutkern._core.plain_matvec(T._handle, row, None, False)
+        assert np.array_equal(got, lutkern.matvec(T, row.view(Subclass)))
+        assert lutkern._core.plain_matmul(T._handle, row, None, False) is None
+    assert lutkern._core.plain_matvec(T._handle, x, None, False) is None
+
+
+@pytest.mark.parametrize("name", LONG)
+def test_other_arrays_take_the_long_way(name):
+    assert lutkern._core.plain_matmul(T._handle, LONG[name], None, False) is None
+    x = LONG[name].astype(np.float32) if name == "bfloat16" else X
+    assert np.array_equal(lutkern.matmul(T, LONG[name]), lutkern.matmul(T, x))
+
+
+@pytest.mark.parametrize(
+    "out",
+    [
+        np.zeros((4, 6)),
+        np.zeros((4, 6), np.float16),
+        np.zeros((4, 5), np.float32),
+        np.zeros((3, 6), np.float32),
+        np.zeros((6, 4), np.float32).T,
+        np.zeros((4, 6), ">f4"),
+        unaligned(np.zeros((4, 6), np.float32)),
+        np.zeros((4, 6), np.float32).view(Subclass),
+        np.frombuffer(bytes(96), np.float32).reshape(4, 6),
+        [[0.0] * 6] * 4,
+    ],
+)
+def test_the_short_way_leaves_an_odd_out_alone(out):
+    assert lutkern._core.plain_matmul(T._handle, X, out, False) is None
+    assert not np.asarray(out).any()
+
+
 def test_out_is_written_and_returned():
     out = np.full(6, np.nan, np.float32)
     assert lutkern.matvec(T, X[0], out=out) is out

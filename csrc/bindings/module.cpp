@@ -42,6 +42,8 @@ Tensor Tensor::wrapped(int32_t device) const {
 
 namespace {
 
+constexpr int kHalf = 23;  // NumPy's number of float16
+
 // One or two dimensions of numbers; the caller has made the inner one contiguous. dtype: lutkern_dtype.
 lutkern_matrix matrix_of(const py::buffer_info& info, int32_t dtype) {
   lutkern_matrix m{};
@@ -71,6 +73,48 @@ void multiply(const Tensor& t, const py::buffer& x, int32_t dtype, Floats& out, 
   const lutkern_tensor& weight = t.use_on(stream);
   float* data = writable(out);
   run([&] { return kProduct(&weight, &m, data, &options); });
+}
+
+// The dtype of an array that needs nothing before kernels use it in place: NumPy's own and no subclass, of float32 or
+// float16 in the machine's order of bytes, aligned, in C order. -1 for anything else.
+int32_t plain_dtype(py::handle x, py::ssize_t dimensions) {
+  const auto& numpy = py::detail::npy_api::get();
+  if (Py_TYPE(x.ptr()) != numpy.PyArray_Type_) return -1;
+  const py::array array = py::reinterpret_borrow<py::array>(x);
+  constexpr int kInPlace = py::detail::npy_api::NPY_ARRAY_C_CONTIGUOUS_ | py::detail::npy_api::NPY_ARRAY_ALIGNED_;
+  if (array.ndim() != dimensions || (array.flags() & kInPlace) != kInPlace) return -1;
+  const py::dtype dtype = array.dtype();
+  if (dtype.byteorder() != '=') return -1;
+  if (dtype.num() == py::dtype::num_of<float>()) return LUTKERN_F32;
+  return dtype.num() == kHalf ? LUTKERN_F16 : -1;
+}
+
+// A product of what needs no conversion: x and out (or None, for a new array) as plain_dtype has it, a weight of the
+// CPU. Returns the result, or None without having done anything: then Python converts or refuses.
+template <Product kProduct, py::ssize_t kDimensions>
+py::object multiply_plain(const Tensor& t, py::handle x, py::handle out, bool exact) {
+  const lutkern_tensor& weight = t.view();
+  const int32_t dtype = plain_dtype(x, kDimensions);
+  if (weight.device != LUTKERN_CPU || dtype < 0) return py::none();
+  const py::array in = py::reinterpret_borrow<py::array>(x);
+  const py::ssize_t tokens = kDimensions == 1 ? 1 : in.shape(0);
+  Floats result;
+  if (!out.is_none()) {
+    if (plain_dtype(out, kDimensions) != LUTKERN_F32) return py::none();
+    result = py::reinterpret_borrow<Floats>(out);
+    const bool fits = result.shape(kDimensions - 1) == weight.rows && (kDimensions == 1 || result.shape(0) == tokens);
+    if (!fits || !result.writeable()) return py::none();
+  } else if (kDimensions == 1) {
+    result = Floats(weight.rows);
+  } else {
+    result = Floats({tokens, static_cast<py::ssize_t>(weight.rows)});
+  }
+  const py::ssize_t cols = in.shape(kDimensions - 1);
+  const lutkern_matrix m{in.data(), dtype, tokens, cols, cols, LUTKERN_CPU};
+  const lutkern_options options = options_of(exact, 0);
+  float* data = writable(result);
+  run([&] { return kProduct(&weight, &m, data, &options); });
+  return std::move(result);
 }
 
 void moe(const py::buffer& x, int32_t dtype, const py::array_t<int32_t, py::array::c_style>& expert_ids,
@@ -168,6 +212,8 @@ PYBIND11_MODULE(_core, m) {
         py::arg());
   m.def("matmul", &multiply<lutkern_matmul>, py::arg(), py::arg(), py::arg(), py::arg().noconvert(), py::arg(),
         py::arg());
+  m.def("plain_matvec", &multiply_plain<lutkern_matvec, 1>);
+  m.def("plain_matmul", &multiply_plain<lutkern_matmul, 2>);
   m.def("moe", &moe, py::arg(), py::arg(), py::arg(), py::arg(), py::arg().none(true), py::arg(), py::arg(), py::arg(),
         py::arg(), py::arg(), py::arg().noconvert(), py::arg());
   m.def("pack", &pack, py::arg(), py::arg(), py::arg(), py::arg(), py::arg(), py::arg().noconvert(), py::arg(),

@@ -17,6 +17,7 @@ from . import _core
 from .places import DL_METAL
 
 _F32, _F16, _BF16 = 0, 1, 2  # lutkern_dtype
+_FLOAT32, _FLOAT16 = np.dtype(np.float32), np.dtype(np.float16)
 _EXPECTED = "expected float32, float16 or bfloat16"
 _CPU_DEVICES = (1, 3)  # kDLCPU, kDLCUDAHost
 
@@ -30,6 +31,11 @@ class FloatInput(NamedTuple):
 
 class _Bfloat16Bits(np.ndarray[Any, Any]):
     """A uint16 array that is known to hold bfloat16."""
+
+
+def _holds_bfloat16(array: npt.NDArray[Any]) -> bool:
+    # NumPy takes microseconds to make the name of a type, and numbers of its own are of another kind.
+    return isinstance(array, _Bfloat16Bits) or (array.dtype.kind == "V" and array.dtype.name == "bfloat16")
 
 
 def _from_dlpack(operation: str, name: str, x: Any) -> npt.NDArray[Any]:
@@ -84,7 +90,7 @@ def as_array(operation: str, name: str, x: Any) -> npt.NDArray[Any]:
         If `x` is not in CPU memory.
     """
     array = _read(operation, name, x)
-    if isinstance(array, _Bfloat16Bits) or array.dtype.name == "bfloat16":
+    if _holds_bfloat16(array):
         bits = np.asarray(array.view(np.uint16))
         return (bits.astype(np.uint32) << 16).view(np.float32)
     return array
@@ -103,11 +109,11 @@ def float_input(operation: str, name: str, x: Any) -> FloatInput:
     array = _read(operation, name, x)
     if not array.dtype.isnative:
         array = array.astype(array.dtype.newbyteorder("="))
-    if array.dtype == np.float32:
+    if array.dtype == _FLOAT32:
         dtype = _F32
-    elif array.dtype == np.float16:
+    elif array.dtype == _FLOAT16:
         dtype = _F16
-    elif isinstance(array, _Bfloat16Bits) or array.dtype.name == "bfloat16":
+    elif _holds_bfloat16(array):
         dtype = _BF16
         array = array.view(np.uint16)
     else:
@@ -140,6 +146,11 @@ def bfloat16_view(bits: npt.NDArray[Any]) -> npt.NDArray[Any]:
     return bits.view(ml_dtypes.bfloat16)
 
 
+def _holds(out: npt.NDArray[Any], dtype: str) -> bool:
+    # The name of a type that NumPy must first make takes microseconds.
+    return out.dtype == FLOATS[dtype] or out.dtype.name in (dtype, np.dtype(FLOATS[dtype]).name)
+
+
 def output(operation: str, out: Any, shape: tuple[int, ...], dtype: str = "float32") -> npt.NDArray[Any]:
     """Return `out`, or a new array if it is None.
 
@@ -153,12 +164,13 @@ def output(operation: str, out: Any, shape: tuple[int, ...], dtype: str = "float
     if out is None:
         made = np.empty(shape, FLOATS[dtype])
         return bfloat16_view(made) if dtype == "bfloat16" else made
-    if not isinstance(out, np.ndarray) or out.dtype.name not in (dtype, np.dtype(FLOATS[dtype]).name):
+    if not isinstance(out, np.ndarray) or not _holds(out, dtype):
         kind = out.dtype if isinstance(out, np.ndarray) else type(out).__name__
         raise TypeError(f"{operation}: out is {kind}, expected a {dtype} NumPy array")
     if out.shape != shape:
         raise ValueError(f"{operation}: out has shape {out.shape}, expected {shape}")
-    if not out.flags.c_contiguous or not out.flags.writeable or not out.flags.aligned or not out.dtype.isnative:
+    flags = out.flags
+    if not (flags.c_contiguous and flags.writeable and flags.aligned and out.dtype.isnative):
         raise ValueError(f"{operation}: out is read-only or not C-contiguous, expected a writable C-contiguous array")
     return out
 

@@ -155,6 +155,11 @@ def matmul(t: PackedTensor, x: Any, *, exact: bool = False, out: Any = None, str
 
 def _multiply(operation: str, t: PackedTensor, x: Any, dimensions: int, exact: bool, out: Any, stream: Any) -> Any:
     _expect_tensor(operation, t)
+    if stream is None:  # arrays that need nothing are checked by the native side, in a third of the time
+        plain = _core.plain_matvec if dimensions == 1 else _core.plain_matmul
+        result = plain(t._handle, x, out, exact)
+        if result is not None:
+            return result
     device = t._handle.device
     if device != CPU and place_of(x) != CPU:
         return device_ops.multiply(operation, t, x, dimensions, exact, out, stream)
