@@ -24,7 +24,7 @@ class Affinity {
   void follow();
 
  private:
-  unsigned char mask_[128] = {};  // of 1024 processors, as the system has it
+  [[maybe_unused]] unsigned char mask_[128] = {};  // of 1024 processors, as Linux has it
 };
 
 }  // namespace lutkern
