@@ -585,7 +585,7 @@ const char* lutkern_kernel_isa(int32_t ggml_type, lutkern_operation operation, l
   const bool tiles = layout == LUTKERN_TILES && source.gemv_tiles[f];
   switch (operation) {
     case LUTKERN_DEQUANTIZE:
-      return source.dequantize[f];
+      return layout == LUTKERN_TILES && source.dequantize_tiles[f] ? source.dequantize_tiles[f] : source.dequantize[f];
     case LUTKERN_MATVEC:
       if (info->is_float) return source.gemm_float[f];
       return tiles ? source.gemv_tiles[f] : source.gemv[f];

@@ -8,7 +8,9 @@ import mmap
 import pickle
 import weakref
 
+import ml_dtypes
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 import lutkern
@@ -42,6 +44,61 @@ def test_experts_decode_like_their_own_matrices(fmt, layout):
     for e in range(3):
         assert np.array_equal(whole[e], lutkern.dequantize(t[e]))
     assert np.array_equal(whole[-1], lutkern.dequantize(t[-1]))
+
+
+@pytest.mark.parametrize("cols", [69888, 70004], ids=["whole-blocks", "end-of-a-group"])
+def test_results_that_no_cache_holds(fmt, layout, cols):
+    """Beyond 16 MiB results are written in another way: not the three experts together, but each of them is below."""
+    blocks = np.random.default_rng(cols).integers(0, 256, (3, 21, fmt.row_bytes(cols)), np.uint8)
+    t = PackedTensor.from_blocks(blocks, fmt, (3, 21, cols)).to(layout=layout)
+    whole = np.full((3, 21, cols), 7, np.float32)
+    assert whole.nbytes > 2**24 > whole[0].nbytes
+    lutkern.dequantize(t, out=whole)
+    for e in range(3):
+        assert np.array_equal(whole[e].view(np.uint32), lutkern.dequantize(t[e]).view(np.uint32))
+
+
+def test_large_results_at_any_address(fmt, layout):
+    """Fewer bytes than 16 between the rows, or before the first, allow no other way of writing."""
+    for cols, first in ((70003, 0), (70004, 1), (70004, 4)):
+        t = random_tensor(fmt, (1, cols), layout=layout)
+        rows = PackedTensor.from_blocks(np.repeat(t.blocks(), 63, axis=0), fmt, (63, cols)).to(layout=layout)
+        room = np.full(63 * cols + 8, 7, np.float32)
+        out = room[first : first + 63 * cols].reshape(63, cols)
+        lutkern.dequantize(rows, out=out)
+        assert np.array_equal(out.view(np.uint32), np.repeat(lutkern.dequantize(t).view(np.uint32), 63, axis=0))
+        assert (room[:first] == 7).all()
+        assert (room[first + 63 * cols :] == 7).all()
+
+
+def every_half() -> npt.NDArray[np.float32]:
+    """Return float32 numbers around all that have 16 bits, halfway between two of them too."""
+    low = np.array([0, 1, 0x0FFF, 0x1000, 0x1001, 0x2000, 0x3000, 0x7FFF, 0x8000, 0x8001, 0xFFFF], np.uint32)
+    bits = (np.arange(2**16, dtype=np.uint32)[:, None] << 16 | low).ravel()
+    return bits.view(np.float32).reshape(1024, 704)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_dequantize_to_16_bits(dtype, layout, isa):
+    w = every_half()
+    t = PackedTensor.from_blocks(w.view(np.uint8), "f32", w.shape).to(layout=layout)
+    made = lutkern.dequantize(t, dtype=dtype)
+    with np.errstate(over="ignore", invalid="ignore"):
+        expected = w.astype(np.float16 if dtype == "float16" else ml_dtypes.bfloat16)
+    number = ~np.isnan(w)
+    assert np.array_equal(made.view(np.uint16)[number], expected.view(np.uint16)[number])
+    bits = w.view(np.uint32)
+    payload = bits >> 13 & 0x3FF | 0x7E00 if dtype == "float16" else bits >> 16 & 0x7FFF | 0x40
+    quiet = bits >> 16 & 0x8000 | payload
+    assert np.array_equal(made.view(np.uint16)[~number], quiet[~number].astype(np.uint16))
+
+
+def test_dequantize_of_part_of_a_tile_to_16_bits(fmt, layout, isa):
+    for rows, cols in ((11, 300), (33, 64), (16, 257)):
+        t = random_tensor(fmt, (rows, cols), layout=layout)
+        halves = lutkern.dequantize(t, dtype="float16")
+        with np.errstate(over="ignore", invalid="ignore"):
+            assert np.array_equal(halves.view(np.uint16), lutkern.dequantize(t).astype(np.float16).view(np.uint16))
 
 
 def test_blocks_come_back_and_are_not_copied(fmt):

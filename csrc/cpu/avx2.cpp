@@ -411,6 +411,8 @@ struct IsCodebook<Block, decltype(fields_of(*static_cast<const Block*>(nullptr),
 
 #include "avx2_rows.inl.h"
 
+#include "avx2_stores.inl.h"
+
 #include "avx2_floats.inl.h"
 
 #include "gemm_float.inl.h"
@@ -442,6 +444,17 @@ static inline void round_group(const float* x, float inverse, int8_t* q) {
 
 #include "quantize.inl.h"
 
+#include "narrow.inl.h"
+
+static void to_f16(const float* x, int64_t n, uint16_t* out) {
+  int64_t i = 0;
+  for (; i + 8 <= n; i += 8) {
+    const __m128i halves = _mm256_cvtps_ph(_mm256_loadu_ps(x + i), _MM_FROUND_TO_NEAREST_INT);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(out + i), halves);
+  }
+  for (; i < n; ++i) out[i] = half_of_float(x[i]);
+}
+
 }  // namespace
 
 #define LUTKERN_GEMV(name, Block) IntegerKernels<Block>::kGemv,
@@ -456,6 +469,8 @@ extern const BlockKernels kAvx2Kernels = {
     {LUTKERN_FORMATS(LUTKERN_GEMM_FLOAT)},
     {LUTKERN_FORMATS(LUTKERN_DEQUANTIZE)},
     quantize,
+    to_f16,
+    to_bf16,
 };
 
 }  // namespace lutkern

@@ -1,5 +1,5 @@
 // Weights as float, to the bit what the formats define: one product, one sum, no fusing. Included by avx2.cpp after
-// avx2_rows.inl.h.
+// avx2_rows.inl.h and avx2_stores.inl.h.
 
 constexpr int kChunk = 256;
 
@@ -61,7 +61,7 @@ static inline void unpack(const Block* block, Unpacked& u) {
   }
 }
 
-template <class Block>
+template <class Block, Stores kStores>
 static inline void unit_to_float(const Block* block, float* w) {
   Unpacked u;
   unpack(block, u);
@@ -70,55 +70,58 @@ static inline void unit_to_float(const Block* block, float* w) {
     const __m256 offset = Block::kHasOffset ? _mm256_broadcast_ss(u.offset + g) : _mm256_setzero_ps();
     for (int c = 16 * g; c < 16 * g + 16; c += 8) {
       const __m256 product = _mm256_mul_ps(scale, _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(load_u8x8(u.q + c))));
-      _mm256_storeu_ps(w + c, Block::kHasOffset ? _mm256_add_ps(product, offset) : product);
+      store_f32x8<kStores>(w + c, Block::kHasOffset ? _mm256_add_ps(product, offset) : product);
     }
   }
 }
 
 // Chunk number chunk of a row; returns its columns. w has room for 256.
-template <class Block, bool kFloat = Block::kIsFloat != 0>
+template <class Block, Stores kStores = Stores::cached, bool kFloat = Block::kIsFloat != 0>
 struct ChunkToFloat {
   static inline int run(const uint8_t* row, int64_t chunk, int64_t cols, float* w) {
     const int n = chunk_columns(cols, chunk);
     const Block* block = reinterpret_cast<const Block*>(row) + chunk * (kChunk / Block::kBlockSize);
     if (n == kChunk) {
-      unit_to_float(block, w);
+      unit_to_float<Block, kStores>(block, w);
     } else {
       const Rest<Block> rest(block, n / Block::kBlockSize);
-      unit_to_float(rest.block, w);
+      unit_to_float<Block, kStores>(rest.block, w);
     }
     return n;
   }
 };
 
-static inline __m256 weights8(const F32* w) { return _mm256_loadu_ps(reinterpret_cast<const float*>(w)); }
-static inline __m256 weights8(const F16* w) { return _mm256_cvtph_ps(load_u8x16(w)); }
-static inline __m256 weights8(const Bf16* w) {
-  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(load_u8x16(w)), 16));
-}
-
-template <class Block>
-struct ChunkToFloat<Block, true> {
+template <class Block, Stores kStores>
+struct ChunkToFloat<Block, kStores, true> {
   static inline int run(const uint8_t* row, int64_t chunk, int64_t cols, float* w) {
     const int n = chunk_columns(cols, chunk);
     const Block* block = reinterpret_cast<const Block*>(row) + chunk * kChunk;
     int c = 0;
-    for (; c + 8 <= n; c += 8) _mm256_storeu_ps(w + c, weights8(block + c));
+    for (; c + 8 <= n; c += 8) store_f32x8<kStores>(w + c, weights8(block + c));
     for (; c < n; ++c) w[c] = weight(block[c]);
     return n;
   }
 };
 
-template <class Block>
-static void dequantize(const uint8_t* row, int64_t cols, float* out) {
+template <class Block, Stores kStores>
+static inline void row_to_float(const uint8_t* row, int64_t cols, float* out) {
   const int64_t stored = (cols + Block::kBlockSize - 1) / Block::kBlockSize * Block::kBlockSize;
   const int64_t whole = cols / kChunk;
-  for (int64_t chunk = 0; chunk < whole; ++chunk) ChunkToFloat<Block>::run(row, chunk, stored, out + chunk * kChunk);
+  for (int64_t chunk = 0; chunk < whole; ++chunk) {
+    ChunkToFloat<Block, kStores>::run(row, chunk, stored, out + chunk * kChunk);
+  }
   if (whole * kChunk < cols) {
     alignas(32) float w[kChunk];
     ChunkToFloat<Block>::run(row, whole, stored, w);
     __builtin_memcpy(out + whole * kChunk, w, static_cast<size_t>(cols - whole * kChunk) * sizeof(float));
   }
+}
+
+template <class Block>
+static void dequantize(const uint8_t* row, int64_t cols, float* out, Stores stores) {
+  if (stores == Stores::cached) return row_to_float<Block, Stores::cached>(row, cols, out);
+  row_to_float<Block, Stores::streamed>(row, cols, out);
+  stores_done();
 }
 
 static inline float dot_float(const float* w, const float* x, int n) {

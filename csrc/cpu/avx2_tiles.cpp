@@ -391,15 +391,86 @@ struct OwnPanelSums {
 
 #include "tile_gemm.inl.h"
 
+// ---- floats ----
+
+enum : int { kPartRows = 8 };
+
+#include "avx2_stores.inl.h"
+
+// Two vectors are 8 columns of 8 rows: the bytes of a row come together, four rows in a vector.
+struct TurnedRows {
+  alignas(32) uint8_t bytes[4][2][4][8];
+
+  inline void put(const Vu8* number) {
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+      const __m256i a = raw(number[2 * i]);
+      const __m256i b = raw(number[2 * i + 1]);
+      _mm256_store_si256(reinterpret_cast<__m256i*>(bytes[i][0]), _mm256_unpacklo_epi32(a, b));  // rows 0 1 4 5
+      _mm256_store_si256(reinterpret_cast<__m256i*>(bytes[i][1]), _mm256_unpackhi_epi32(a, b));  // rows 2 3 6 7
+    }
+  }
+
+  template <bool kTwo, bool kAdd, Stores kStores>
+  inline void weights(int r, const float* scale, const float* offset, float* out) const {
+    // Read before anything is written: the compiler does not know that out is apart.
+    const __m256 scales[2] = {_mm256_broadcast_ss(scale), _mm256_broadcast_ss(scale + (kTwo ? kPartRows : 0))};
+    const __m256 offsets[2] = {kAdd ? _mm256_broadcast_ss(offset) : __m256{},
+                               kAdd ? _mm256_broadcast_ss(offset + (kTwo ? kPartRows : 0)) : __m256{}};
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+      const uint8_t* eight = bytes[i][r >> 1 & 1][(r & 1) + (r >> 2) * 2];
+      const __m256i number = _mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(eight)));
+      const __m256 product = _mm256_mul_ps(scales[i / 2], _mm256_cvtepi32_ps(number));
+      store_f32x8<kStores>(out + 8 * i, kAdd ? _mm256_add_ps(product, offsets[i / 2]) : product);
+    }
+  }
+};
+
+static inline __m256 pairs_of(__m256 a, __m256 b, bool high) {
+  const __m256d x = _mm256_castps_pd(a);
+  const __m256d y = _mm256_castps_pd(b);
+  return _mm256_castpd_ps(high ? _mm256_unpackhi_pd(x, y) : _mm256_unpacklo_pd(x, y));
+}
+
+// Words 0 .. 7 of 8 rows, 64 bytes from word to word: those of a row side by side, rows stride words apart
+static inline void turn_words(const uint8_t* body, uint32_t* out, int64_t stride) {
+  __m256 pair[8];
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    const __m256 a = reinterpret_cast<__m256>(load(body + 128 * i));
+    const __m256 b = reinterpret_cast<__m256>(load(body + 128 * i + 64));
+    pair[i] = _mm256_unpacklo_ps(a, b);      // words 2 i, 2 i + 1 of the rows 0 1 4 5
+    pair[4 + i] = _mm256_unpackhi_ps(a, b);  // 2 3 6 7
+  }
+#pragma GCC unroll 4
+  for (int r = 0; r < 4; ++r) {  // and r + 4
+    const __m256* p = pair + r / 2 * 4;
+    const __m256 low = pairs_of(p[0], p[1], r % 2 == 1);
+    const __m256 high = pairs_of(p[2], p[3], r % 2 == 1);
+    _mm256_storeu_ps(reinterpret_cast<float*>(out + r * stride), _mm256_permute2f128_ps(low, high, 0x20));
+    _mm256_storeu_ps(reinterpret_cast<float*>(out + (r + 4) * stride), _mm256_permute2f128_ps(low, high, 0x31));
+  }
+}
+
+template <Stores kStores, class Block>
+static inline void store_weights8(const Block* w, float* out) {
+  store_f32x8<kStores>(out, weights8(w));
+}
+
+#include "tile_floats.inl.h"
+
 }  // namespace
 
 #define LUTKERN_GEMV(name, Block) TileKernelsOf<Block>::kGemv,
 #define LUTKERN_GEMM(name, Block) TileKernelsOf<Block>::kGemm,
+#define LUTKERN_DEQUANTIZE(name, Block) TileFloatsOf<Block>::kDequantize,
 
 extern const TileKernels kAvx2TileKernels = {
     "avx2",
     {LUTKERN_FORMATS(LUTKERN_GEMV)},
     {LUTKERN_FORMATS(LUTKERN_GEMM)},
+    {LUTKERN_FORMATS(LUTKERN_DEQUANTIZE)},
 };
 
 }  // namespace lutkern

@@ -102,9 +102,12 @@ CpuKernels resolve(int first) {
     fill(out.gemm_float, out.source.gemm_float, from.gemm_float, from.name);
     fill(out.dequantize, out.source.dequantize, from.dequantize, from.name);
     if (!out.quantize) out.quantize = from.quantize;
+    if (!out.to_f16) out.to_f16 = from.to_f16;
+    if (!out.to_bf16) out.to_bf16 = from.to_bf16;
     if (const TileKernels* tiles = kRows[row].tiles) {
       fill(out.gemv_tiles, out.source.gemv_tiles, tiles->gemv, tiles->name);
       fill(out.gemm_tiles, out.source.gemm_tiles, tiles->gemm, tiles->name);
+      fill(out.dequantize_tiles, out.source.dequantize_tiles, tiles->dequantize, tiles->name);
     }
   }
   return out;

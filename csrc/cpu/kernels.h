@@ -53,8 +53,17 @@ using GemmTilesFn = void (*)(const TileRows& rows, const Activations& x, const i
 // The same with float activations, x[token[i] * x_stride], columns padded with zeros like the integer ones
 using GemmFloatFn = void (*)(const Rows& rows, const float* x, int64_t x_stride, const int32_t* token, int64_t n_tokens,
                              float* out, int64_t out_stride);
+// Streamed results do not go through the caches. out and all rows of it are then multiples of 16 bytes. A request: a
+// kernel may do as always.
+enum class Stores { cached, streamed };
 // out[c] for c < cols, which may end inside the last block
-using DequantizeFn = void (*)(const uint8_t* row, int64_t cols, float* out);
+using DequantizeFn = void (*)(const uint8_t* row, int64_t cols, float* out, Stores stores);
+// out[r * out_stride + c] = column first + c of row r of one row of tiles, c < n, r < n_rows <= 16. first is a multiple
+// of 256.
+using DequantizeTilesFn = void (*)(const TileRows& rows, int64_t first, int64_t n, int n_rows, float* out,
+                                   int64_t out_stride, Stores stores);
+// Numbers of 16 bits: nearest, ties to even; a NaN stays one.
+using NarrowFn = void (*)(const float* x, int64_t n, uint16_t* out);
 // x: cols (a multiple of 256), already padded
 using QuantizeFn = void (*)(const float* x, int64_t cols, int8_t* q, float* scale, int16_t* sum, int16_t* sum16);
 
@@ -63,6 +72,7 @@ struct TileKernels {
   const char* name;
   GemvTilesFn gemv[kFormatCount];
   GemmTilesFn gemm[kFormatCount];
+  DequantizeTilesFn dequantize[kFormatCount] = {};  // an ISA may have none
 };
 
 struct BlockKernels {
@@ -72,6 +82,8 @@ struct BlockKernels {
   GemmFloatFn gemm_float[kFormatCount];
   DequantizeFn dequantize[kFormatCount];
   QuantizeFn quantize;
+  NarrowFn to_f16 = nullptr;
+  NarrowFn to_bf16 = nullptr;
 };
 
 extern const BlockKernels kScalarKernels;
@@ -94,7 +106,10 @@ struct CpuKernels {
   DequantizeFn dequantize[kFormatCount];
   GemvTilesFn gemv_tiles[kFormatCount];
   GemmTilesFn gemm_tiles[kFormatCount];
+  DequantizeTilesFn dequantize_tiles[kFormatCount];
   QuantizeFn quantize;
+  NarrowFn to_f16;
+  NarrowFn to_bf16;
 
   struct Sources {
     const char* gemv[kFormatCount];
@@ -103,6 +118,7 @@ struct CpuKernels {
     const char* dequantize[kFormatCount];
     const char* gemv_tiles[kFormatCount];
     const char* gemm_tiles[kFormatCount];
+    const char* dequantize_tiles[kFormatCount];
   } source;
 };
 

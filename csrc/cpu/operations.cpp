@@ -12,81 +12,86 @@
 namespace lutkern {
 namespace {
 
-// Nearest, ties to even; a NaN stays one.
-uint16_t bf16_from_float(float value) {
-  uint32_t bits;
-  memcpy(&bits, &value, sizeof(bits));
-  if (value != value) return static_cast<uint16_t>(bits >> 16 | 0x40u);
-  return static_cast<uint16_t>((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16);
-}
-
-uint16_t half_from_float(float value) {
-  uint32_t bits;
-  memcpy(&bits, &value, sizeof(bits));
-  const uint32_t sign = bits >> 16 & 0x8000u;
-  const uint32_t magnitude = bits & 0x7fffffffu;
-  if (magnitude > 0x7f800000u) return static_cast<uint16_t>(sign | 0x7e00u);
-  if (magnitude >= 0x477ff000u) return static_cast<uint16_t>(sign | 0x7c00u);
-  if (magnitude < 0x38800000u) {
-    // The halves below 2^-14 are multiples of 2^-24: adding 0.5 leaves the rounded multiple in the mantissa.
-    float shifted = float_from_bits(magnitude) + 0.5f;
-    memcpy(&bits, &shifted, sizeof(bits));
-    return static_cast<uint16_t>(sign | (bits - 0x3f000000u));
-  }
-  return static_cast<uint16_t>(sign | ((magnitude + 0xfffu + (magnitude >> 13 & 1u) - 0x38000000u) >> 13));
-}
+constexpr int64_t kChunk = 256;  // columns that wait on the stack: whole blocks of every format
+// Results of more bytes go past the caches, which could not hold them: a line need not be read before it is written.
+constexpr int64_t kCached = int64_t{16} << 20;
 
 // Rows of all matrices, one after another; with tiles, rows of tiles.
 struct DequantizeTask {
   const Weight* w;
   void* out;
   Dtype dtype;
+  Stores stores;
   DequantizeFn kernel;
+  DequantizeTilesFn tiles_kernel;  // null: tiles go through blocks
+  NarrowFn narrow;                 // null: float32
 
-  static constexpr int64_t kChunk = 256;  // columns: whole blocks of every format
+  int64_t bytes_of(int64_t cols) const {
+    return (cols + w->info().block_size - 1) / w->info().block_size * w->info().block_bytes;
+  }
+  float* floats(int64_t at) const { return static_cast<float*>(out) + at; }
+  uint16_t* halves(int64_t at) const { return static_cast<uint16_t*>(out) + at; }
 
   // n numbers from blocks to out[at]
-  void decode(const uint8_t* blocks, int64_t n, int64_t at) const {
-    if (dtype == Dtype::f32) {
-      kernel(blocks, n, static_cast<float*>(out) + at);
+  void decode(const uint8_t* blocks, int64_t n, int64_t at, Stores how) const {
+    if (!narrow) {
+      kernel(blocks, n, floats(at), how);
       return;
     }
-    const int64_t chunk_bytes = kChunk / w->info().block_size * w->info().block_bytes;
-    uint16_t* halves = static_cast<uint16_t*>(out) + at;
     alignas(64) float values[kChunk];
-    for (int64_t first = 0; first < n; first += kChunk, blocks += chunk_bytes) {
+    for (int64_t first = 0; first < n; first += kChunk, blocks += bytes_of(kChunk)) {
       const int64_t count = n - first < kChunk ? n - first : kChunk;
-      kernel(blocks, count, values);
-      for (int64_t i = 0; i < count; ++i) {
-        halves[first + i] = dtype == Dtype::f16 ? half_from_float(values[i]) : bf16_from_float(values[i]);
-      }
+      kernel(blocks, count, values, Stores::cached);
+      narrow(values, count, halves(at + first));
     }
   }
 
   static void blocks(void* state, int64_t begin, int64_t end) {
     const DequantizeTask& self = *static_cast<DequantizeTask*>(state);
-    for (int64_t row = begin; row < end; ++row) {
-      self.decode(self.w->data + row * self.w->row_bytes, self.w->cols, row * self.w->cols);
+    const Weight& w = *self.w;
+    // Rows without padding are one long row.
+    const int64_t step = w.cols == w.stored_cols ? end - begin : 1;
+    for (int64_t row = begin; row < end; row += step) {
+      self.decode(w.data + row * w.row_bytes, step * w.cols, row * w.cols, self.stores);
     }
   }
 
   static void tiles(void* state, int64_t begin, int64_t end) {
     const DequantizeTask& self = *static_cast<DequantizeTask*>(state);
-    const int64_t down = tiles_down(*self.w);
-    for (int64_t i = begin; i < end; ++i) self.row_of_tiles(i / down, i % down);
+    const Weight& w = *self.w;
+    const int64_t down = tiles_down(w);
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t first = i % down * kTileRows;
+      const int n_rows = w.rows - first < kTileRows ? static_cast<int>(w.rows - first) : int{kTileRows};
+      const TileRows rows{w.row(i / down, i % down), w.row_bytes, 1, w.stored_cols};
+      const int64_t at = (i / down * w.rows + first) * w.cols;
+      if (!self.tiles_kernel) {
+        self.through_blocks(rows.data, n_rows, at);
+      } else if (self.narrow) {
+        self.through_floats(rows, n_rows, at);
+      } else {
+        self.tiles_kernel(rows, 0, w.cols, n_rows, self.floats(at), w.cols, self.stores);
+      }
+    }
   }
 
-  void row_of_tiles(int64_t expert, int64_t tile) const {
-    const FormatInfo& info = w->info();
-    alignas(64) uint8_t bytes[kTileRows * kChunk * 4];
-    const int64_t first = tile * kTileRows;
-    const int64_t n_rows = w->rows - first < kTileRows ? w->rows - first : int64_t{kTileRows};
+  void through_floats(const TileRows& rows, int n_rows, int64_t at) const {
+    alignas(64) float values[kTileRows * kChunk];
     for (int64_t column = 0; column < w->cols; column += kChunk) {
       const int64_t cols = w->cols - column < kChunk ? w->cols - column : kChunk;
-      const int64_t row_bytes = (cols + info.block_size - 1) / info.block_size * info.block_bytes;
-      get_tiles(w->format, w->cols, w->row(expert, tile), column, cols, static_cast<int>(n_rows), row_bytes, bytes);
-      for (int64_t r = 0; r < n_rows; ++r) {
-        decode(bytes + r * row_bytes, cols, (expert * w->rows + first + r) * w->cols + column);
+      tiles_kernel(rows, column, cols, n_rows, values, kChunk, Stores::cached);
+      for (int r = 0; r < n_rows; ++r) narrow(values + r * kChunk, cols, halves(at + r * w->cols + column));
+    }
+  }
+
+  void through_blocks(const uint8_t* data, int n_rows, int64_t at) const {
+    alignas(64) uint8_t bytes[kTileRows * kChunk * 4];
+    for (int64_t column = 0; column < w->cols; column += kChunk) {
+      const int64_t cols = w->cols - column < kChunk ? w->cols - column : kChunk;
+      const int64_t row_bytes = bytes_of(cols);
+      get_tiles(w->format, w->cols, data, column, cols, n_rows, row_bytes, bytes);
+      for (int r = 0; r < n_rows; ++r) {
+        decode(bytes + r * row_bytes, cols, at + r * w->cols + column, Stores::cached);
       }
     }
   }
@@ -124,7 +129,19 @@ struct MatmulTask {
 }  // namespace
 
 bool dequantize(const Weight& w, Dtype dtype, void* out, const Runner& runner) {
-  DequantizeTask task{&w, out, dtype, kernels().dequantize[static_cast<int>(w.format)]};
+  const CpuKernels& k = kernels();
+  const int format = static_cast<int>(w.format);
+  const bool rows_fit = w.cols % 4 == 0 && reinterpret_cast<uintptr_t>(out) % 16 == 0;
+  const bool large = w.experts * w.rows * w.cols > kCached / int64_t{sizeof(float)};
+  DequantizeTask task{&w,
+                      out,
+                      dtype,
+                      large && rows_fit ? Stores::streamed : Stores::cached,
+                      k.dequantize[format],
+                      k.dequantize_tiles[format],
+                      dtype == Dtype::f32   ? nullptr
+                      : dtype == Dtype::f16 ? k.to_f16
+                                            : k.to_bf16};
   if (w.layout == Layout::tiles) {
     runner.run(w.experts * DequantizeTask::tiles_down(w), 1, DequantizeTask::tiles, &task);
   } else {

@@ -89,6 +89,12 @@ static inline void round_group(const float* x, float inverse, int8_t* q) {
 
 #include "quantize.inl.h"
 
+#include "narrow.inl.h"
+
+static void to_f16(const float* x, int64_t n, uint16_t* out) {
+  for (int64_t i = 0; i < n; ++i) out[i] = half_of_float(x[i]);
+}
+
 }  // namespace
 
 #define LUTKERN_GEMV(name, Block) IntegerKernels<Block>::kGemv,
@@ -103,6 +109,8 @@ extern const BlockKernels kScalarKernels = {
     {LUTKERN_FORMATS(LUTKERN_GEMM_FLOAT)},
     {LUTKERN_FORMATS(LUTKERN_DEQUANTIZE)},
     quantize,
+    to_f16,
+    to_bf16,
 };
 
 }  // namespace lutkern

@@ -72,7 +72,7 @@ struct ChunkToFloat<Block, true> {
 };
 
 template <class Block>
-static void dequantize(const uint8_t* row, int64_t cols, float* out) {
+static void dequantize(const uint8_t* row, int64_t cols, float* out, Stores) {
   const int64_t stored = (cols + Block::kBlockSize - 1) / Block::kBlockSize * Block::kBlockSize;
   alignas(64) float w[kChunk];
   for (int64_t chunk = 0; chunk * kChunk < cols; ++chunk) {
