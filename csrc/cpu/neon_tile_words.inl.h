@@ -36,8 +36,9 @@ static inline float32x4_t f32(V v) {
 
 static inline Vu32 load(const uint8_t* p) { return reinterpret_cast<Vu32>(vld1q_u8(p)); }
 static inline void store(float* p, Vf32 v) { vst1q_f32(p, f32(v)); }
-static inline void prefetch(const uint8_t* p, int64_t bytes) {
-  for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(p + at + 4096);
+// Asks for a line of memory, before x is used again: the compiler would collect what it is free to move in one place.
+static inline void prefetch(const uint8_t* line, const int8_t*& x) {
+  asm("prfm pldl1keep, %1" : "+r"(x) : "Q"(*line));
 }
 
 // Bits shift .. of each byte, as many as mask has

@@ -107,11 +107,11 @@ static inline void panel_group(const Panel<Block>& panel, int g, const Activatio
           sum -= pair_dot(panel.offset[g][p], sum16);
         }
       }
-      Vf32 scale = Vf32{} + x_scale;
+      Vf32 scale = x_scale - Vf32{};
       if constexpr (Panel<Block>::kPerGroup) scale *= panel.factor[g][p];
       acc[i][p] = fma(float_of(sum), scale, acc[i][p]);
       if constexpr (Codes::kMinimum) {
-        minimum[i][p] = fma(float_of(pair_dot(panel.minimum[g][p], sum16)), Vf32{} + x_scale, minimum[i][p]);
+        minimum[i][p] = fma(float_of(pair_dot(panel.minimum[g][p], sum16)), x_scale - Vf32{}, minimum[i][p]);
       }
       if constexpr (Codes::kFloatOffset) {
         acc[i][p] += panel.float_offset[g][p] * (x_scale * static_cast<float>(sum16[0] + sum16[1]));

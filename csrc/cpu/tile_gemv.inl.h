@@ -24,16 +24,27 @@ static inline Vf32 sum_of(Codes& codes, int g, const int8_t* q, const int16_t* s
   }
 }
 
+// Memory is asked for 4 KB ahead, a few lines with each group: a burst for a whole tile would wait for its own places in
+// the queue of misses. The parts of a tile share its lines. Tiles of 32 columns are read in the order of their bytes,
+// which the processor foresees.
+template <class T>
+struct LinesAhead {
+  static constexpr int kLines = (T::kWords + kParts - 1) / kParts;
+  static constexpr int end(int g) { return (g + 1) * kLines / 8; }
+  static inline const uint8_t* first(const uint8_t* tile, int part) { return tile + 4096 + 64 * kLines * part; }
+};
+
 // 256 columns of one part: one tile of 256 columns, or up to eight tiles of 32.
 template <class Block>
 static inline Vf32 panel_dot(const uint8_t* body, const uint8_t* tail, int64_t n_tiles, const Activations& x,
-                             int64_t column) {
+                             int64_t column, const uint8_t* ahead) {
   using Codes = TileCodes<Block>;
   using T = Tile<Block>;
+  using Lines = LinesAhead<T>;
   const int8_t* q = x.q + column;
   // Addresses come from these two with small offsets, not from one register for each; volatile: what a part makes of the
   // activations is not kept in memory for the next.
-  asm volatile("" : "+r"(q), "+r"(body));
+  asm volatile("" : "+r"(q), "+r"(body), "+r"(ahead));
   const float* scale = x.scale + column / kActivationGroup;
   const int16_t* sum8 = x.sum + column / kSumGroup;
   const int16_t* sum16 = x.sum16 + column / 16;
@@ -53,7 +64,8 @@ static inline Vf32 panel_dot(const uint8_t* body, const uint8_t* tail, int64_t n
     Vf32 minimum{};
 #pragma GCC unroll 8
     for (int g = 0; g < 8; ++g) {
-      const Vf32 x_scale = Vf32{} + scale[g];
+      for (int line = Lines::end(g - 1); line < Lines::end(g); ++line) prefetch(ahead + 64 * line, q);
+      const Vf32 x_scale = scale[g] - Vf32{};  // a broadcast; zero plus it would be an addition
       acc = fma(sum_of(codes, g, q + 32 * g, sum8 + 4 * g, sum16 + 2 * g), x_scale, acc);
       if constexpr (Codes::kMinimum) {
         minimum = fma(float_of(pair_dot(codes.minima(g), sum16 + 2 * g)), x_scale, minimum);
@@ -78,11 +90,10 @@ static void gemv_tiles(const TileRows& rows, const Activations& x, float* out) {
     Vf32 sum[kParts] = {};
     for (int64_t t = 0; t < count; t += kTogether) {
       const int64_t n = count - t < kTogether ? count - t : kTogether;
-      // Small tiles are read in the order of their bytes, which the processor foresees better.
-      if constexpr (TileCodes<Block>::kGroups > 1) prefetch(body + t * kBody, kBody);
+      const uint8_t* tile = body + t * kBody;
       for (int p = 0; p < kParts; ++p) {
-        sum[p] += panel_dot<Block>(body + t * kBody + p * kVectorBytes,
-                                   tail + t * kTail + p * kVectorBytes / 4 * T::kTailItem, n, x, t * T::kColumns);
+        sum[p] += panel_dot<Block>(tile + p * kVectorBytes, tail + t * kTail + p * kVectorBytes / 4 * T::kTailItem, n, x,
+                                   t * T::kColumns, LinesAhead<T>::first(tile, p));
       }
     }
     for (int p = 0; p < kParts; ++p) store(out + i * kTileRows + p * kVectorBytes / 4, sum[p]);
