@@ -290,6 +290,43 @@ struct OwnGridSum<TileCodes<Iq2S>> {
 
 #include "tile_sums.inl.h"
 
+// ---- matrix times vector with codes of two bits ----
+//
+// Three of the four places of a byte are multiplied where they are: one AND, and the sum is 1, 4 or 16 times too large,
+// which one shift undoes for all columns. The highest place would not fit the sums of pairs.
+
+template <int kN>
+static inline Vi32 two_bit_dot(const TileBody& t, int first_word, int place, const Vi8* x, Vi16 scale) {
+  Vu8 code[kN];
+  for (int v = 0; v < kN; ++v) {
+    const Vu32 word = t.word(first_word + v);
+    code[v] = place == 3 ? bytes_of(word, 6, 3) : reinterpret_cast<Vu8>(word & splat(0x03030303u << 2 * place));
+  }
+  if (place == 1) return dot_scaled<12, kN>(code, x, scale);
+  if (place == 2) return dot_scaled<48, kN>(code, x, scale);
+  return dot_scaled<3, kN>(code, x, scale);
+}
+
+// A shift of the sum of a group
+static inline int place_shift(int g) { return g % 4 == 3 ? 0 : 2 * (g % 4); }
+
+static inline Vi32 group_sum(TileCodes<Tq20>& c, int g, const int8_t* q, const int16_t*, const int16_t* sum16) {
+  const Vi16 one = Vi16{} + int16_t{1};
+  Vi8 x[8];
+  load_x(q, x);
+  return (two_bit_dot<8>(c, 8 * (g / 4), g % 4, x, one) >> place_shift(g)) - pair_dot(one, sum16);
+}
+
+static inline Vi32 group_sum(TileCodes<Q2K>& c, int g, const int8_t* q, const int16_t*, const int16_t*) {
+  const Vi16 scales = c.scales(g);
+  const int first_word = 4 + 8 * (g / 4);
+  Vi8 x[8];
+  load_x(q, x);
+  return (two_bit_dot<4>(c, first_word, g % 4, x, low_twice(scales)) +
+          two_bit_dot<4>(c, first_word + 4, g % 4, x + 4, high_twice(scales))) >>
+         place_shift(g);
+}
+
 #include "tile_gemv.inl.h"
 
 // Codebook rows of 4 columns: a lane is a row. Each vector meets its activations at once, so that few are alive.

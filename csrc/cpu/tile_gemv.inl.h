@@ -24,14 +24,14 @@ static inline Vf32 sum_of(Codes& codes, int g, const int8_t* q, const int16_t* s
   }
 }
 
-// Memory is asked for 4 KB ahead, a few lines with each group: a burst for a whole tile would wait for its own places in
+// Memory is asked for 8 KB ahead, a few lines with each group: a burst for a whole tile would wait for its own places in
 // the queue of misses. The parts of a tile share its lines. Tiles of 32 columns are read in the order of their bytes,
 // which the processor foresees.
 template <class T>
 struct LinesAhead {
   static constexpr int kLines = (T::kWords + kParts - 1) / kParts;
   static constexpr int end(int g) { return (g + 1) * kLines / 8; }
-  static inline const uint8_t* first(const uint8_t* tile, int part) { return tile + 4096 + 64 * kLines * part; }
+  static inline const uint8_t* first(const uint8_t* tile, int part) { return tile + 8192 + 64 * kLines * part; }
 };
 
 // 256 columns of one part: one tile of 256 columns, or up to eight tiles of 32.
