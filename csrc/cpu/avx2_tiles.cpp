@@ -35,9 +35,10 @@ static inline Vi8 broadcast4(const int8_t* q) {
   __builtin_memcpy(&four, q, sizeof(four));
   return reinterpret_cast<Vi8>(_mm256_set1_epi32(four));
 }
-// Asks for a line of memory, before x is used again: the compiler would collect what it is free to move in one place.
-static inline void prefetch(const uint8_t* line, const int8_t*& x) {
-  asm("prefetcht0 %1" : "+r"(x) : "m"(*line));
+// Asks for a line of memory, before p is used again: the compiler would collect what it is free to move in one place.
+template <class T>
+static inline void prefetch(const uint8_t* line, const T*& p) {
+  asm("prefetcht0 %1" : "+r"(p) : "m"(*line));
 }
 
 // Bits shift .. of each byte, as many as mask has
@@ -230,6 +231,23 @@ static inline __m256i broadcast8(const int8_t* q) {
   return _mm256_set1_epi64x(eight);
 }
 
+// Byte b of the lanes 0 and 1 (kHigh: 2 and 3) of each half as four 16-bit numbers
+template <bool kHigh>
+static inline __m256i byte_four_times(Vu32 v, int b) {
+  const int first = 0x80008000 | 0x00010001 * (b + 8 * kHigh);
+  const __m256i order =
+      _mm256_setr_epi32(first, first, first + 0x00040004, first + 0x00040004, first, first, first + 0x00040004,
+                        first + 0x00040004);
+  return _mm256_shuffle_epi8(raw(v), order);
+}
+
+// Byte number `byte` of each lane of the two is the scale of the first and of the second 16 columns.
+struct TwoScales {
+  Vu32 first;
+  Vu32 second;
+  int byte;
+};
+
 // The sums of rows r, r + 1, r + 4, r + 5. sign: bit 7 of each byte belongs to the columns 24 .. 31; scale of the first
 // and of the second 16 columns.
 template <int kRows, class Numbers>
@@ -250,17 +268,17 @@ static inline __m256i sum_of_8(const Codebook<uint64_t, kRows>& grid, const Numb
 
 template <int kRows, class Numbers>
 static inline Vi32 sum_of_grid8(const Codebook<uint64_t, kRows>& grid, const Numbers& numbers, const int8_t* q,
-                                Vu32 signs, Vi16 first, Vi16 second) {
+                                Vu32 signs, TwoScales s) {
   const __m256i x[4] = {broadcast8(q), broadcast8(q + 8), broadcast8(q + 16), broadcast8(q + 24)};
   // The upper nibbles belong to the upper four columns; what comes from the byte below stays under bit 7.
   const __m256i odd = raw(signs);
   const __m256i even = _mm256_slli_epi16(odd, 4);
-  const __m256i f = raw(first);
-  const __m256i s = raw(second);
-  const __m256 a = _mm256_castsi256_ps(sum_of_8(grid, numbers, 0, x, _mm256_unpacklo_epi32(even, odd),
-                                                _mm256_unpacklo_epi32(f, f), _mm256_unpacklo_epi32(s, s)));
-  const __m256 b = _mm256_castsi256_ps(sum_of_8(grid, numbers, 2, x, _mm256_unpackhi_epi32(even, odd),
-                                                _mm256_unpackhi_epi32(f, f), _mm256_unpackhi_epi32(s, s)));
+  const __m256i low = sum_of_8(grid, numbers, 0, x, _mm256_unpacklo_epi32(even, odd),
+                               byte_four_times<false>(s.first, s.byte), byte_four_times<false>(s.second, s.byte));
+  const __m256i high = sum_of_8(grid, numbers, 2, x, _mm256_unpackhi_epi32(even, odd),
+                                byte_four_times<true>(s.first, s.byte), byte_four_times<true>(s.second, s.byte));
+  const __m256 a = _mm256_castsi256_ps(low);
+  const __m256 b = _mm256_castsi256_ps(high);
   return reinterpret_cast<Vi32>(_mm256_castps_si256(_mm256_shuffle_ps(a, b, 0x88))) +
          reinterpret_cast<Vi32>(_mm256_castps_si256(_mm256_shuffle_ps(a, b, 0xdd)));
 }
@@ -269,22 +287,24 @@ template <>
 struct OwnGridSum<TileCodes<Iq2Xxs>> {
   static constexpr bool kExists = true;
   static inline Vi32 run(TileCodes<Iq2Xxs>& c, int g, const int8_t* q) {
-    const Vi16 scale = c.scales(g);
-    return sum_of_grid8(kIq2XxsGrid, c.numbers(g), q, c.signs(g), scale, scale);
+    const Vu32 odd = c.odd(g);
+    return sum_of_grid8(kIq2XxsGrid, c.numbers(g), q, c.signs(g), TwoScales{odd, odd, 0});
   }
 };
 template <>
 struct OwnGridSum<TileCodes<Iq2Xs>> {
   static constexpr bool kExists = true;
   static inline Vi32 run(TileCodes<Iq2Xs>& c, int g, const int8_t* q) {
-    return sum_of_grid8(kIq2XsGrid, c.numbers(g), q, c.signs(g), c.nibble.twice(g, 0), c.nibble.twice(g, 1));
+    return sum_of_grid8(kIq2XsGrid, c.numbers(g), q, c.signs(g),
+                        TwoScales{c.nibble.odd[0][g / 4], c.nibble.odd[1][g / 4], g % 4});
   }
 };
 template <>
 struct OwnGridSum<TileCodes<Iq2S>> {
   static constexpr bool kExists = true;
   static inline Vi32 run(TileCodes<Iq2S>& c, int g, const int8_t* q) {
-    return sum_of_grid8(kIq2SGrid, c.numbers(g), q, c.signs(g), c.nibble.twice(g, 0), c.nibble.twice(g, 1));
+    return sum_of_grid8(kIq2SGrid, c.numbers(g), q, c.signs(g),
+                        TwoScales{c.nibble.odd[0][g / 4], c.nibble.odd[1][g / 4], g % 4});
   }
 };
 

@@ -56,9 +56,10 @@ static inline Vi8 broadcast4(const void* q) {
   __builtin_memcpy(&four, q, sizeof(four));
   return reinterpret_cast<Vi8>(_mm512_set1_epi32(four));
 }
-// Asks for a line of memory, before x is used again: the compiler would collect what it is free to move in one place.
-static inline void prefetch(const uint8_t* line, const int8_t*& x) {
-  asm("prefetcht0 %1" : "+r"(x) : "m"(*line));
+// Asks for a line of memory, before p is used again: the compiler would collect what it is free to move in one place.
+template <class T>
+static inline void prefetch(const uint8_t* line, const T*& p) {
+  asm("prefetcht0 %1" : "+r"(p) : "m"(*line));
 }
 
 static inline Vf32 float_of(Vi32 v) { return reinterpret_cast<Vf32>(_mm512_cvtepi32_ps(raw(v))); }
@@ -456,14 +457,6 @@ constexpr Bytes64 sign_places(int a, int k) {
   return out;
 }
 
-// The parity of the seven signs takes the place of the bits 28 .. 31.
-static inline Vu32 signs_by_parity(Vu32 stored) {
-  const Vu32 two = stored ^ stored << 16;
-  const Vu32 four = two ^ two << 8;
-  const Vu32 parity = reinterpret_cast<Vu32>(affine(raw(four), cut(0, 4, 4) | cut(4, 4, 4)));
-  return stored ^ (parity & splat(0xf0000000u));
-}
-
 // Vectors k = 0 .. 3 of half kHalf: byte i of vector k is column 4 i + k of these 16 columns.
 template <int kHalf, int kVector>
 static inline __m512i add_vector(__m512i sum, Vu8 code, Vu32 signs, const Transposed& x) {
@@ -504,7 +497,7 @@ struct OwnSum<TileCodes<Iq2Xxs>> {
   static inline Vf32 run(TileCodes<Iq2Xxs>& c, int g, const int8_t* q, const int16_t*, const int16_t*) {
     const Transposed x(q);
     const Vu32 stored = c.word(2 * g + 1);
-    const Vu32 signs = signs_by_parity(stored);
+    const Vu32 signs = signs_of_running(stored);
     const RowCodes rows = codes_of(kIq2XxsGrid, c.numbers(g));
     const __m512i first = add_iq2<0>(_mm512_setzero_si512(), rows, signs, x);
     return float_of(reinterpret_cast<Vi32>(add_iq2<1>(first, rows, signs, x))) * odd<4>(stored >> 28);
@@ -534,7 +527,7 @@ struct OwnSum<TileCodes<Iq2Xs>> {
     const Vu32 stored = c.word(8 + g);
     const __mmask64 bit[] = {_mm512_movepi8_mask(index), _mm512_bitshuffle_epi64_mask(raw(stored), vector_of(kNinth))};
     const RowCodes rows = codes_of(kIq2XsPlanes, index, bit);
-    return sum_of_halves(rows, signs_by_parity(stored), x, c.word(16 + g / 4) >> (8 * (g % 4)));
+    return sum_of_halves(rows, signs_of_running(stored), x, c.word(16 + g / 4) >> (8 * (g % 4)));
   }
 };
 
@@ -594,7 +587,7 @@ struct OwnSum<TileCodes<Iq3Xxs>> {
   static inline Vf32 run(TileCodes<Iq3Xxs>& c, int g, const int8_t* q, const int16_t*, const int16_t*) {
     const Transposed x(q);
     const Vu32 stored = c.word(16 + g);
-    const Vu32 signs = signs_by_parity(stored);
+    const Vu32 signs = signs_of_running(stored);
     __m512i sum = _mm512_setzero_si512();
     sum = add_iq3_xxs<0>(sum, codes_of(kIq3XxsGrid, c.body + 64 * (2 * g)), signs, x);
     sum = add_iq3_xxs<1>(sum, codes_of(kIq3XxsGrid, c.body + 64 * (2 * g + 1)), signs, x);

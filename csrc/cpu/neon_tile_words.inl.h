@@ -36,9 +36,10 @@ static inline float32x4_t f32(V v) {
 
 static inline Vu32 load(const uint8_t* p) { return reinterpret_cast<Vu32>(vld1q_u8(p)); }
 static inline void store(float* p, Vf32 v) { vst1q_f32(p, f32(v)); }
-// Asks for a line of memory, before x is used again: the compiler would collect what it is free to move in one place.
-static inline void prefetch(const uint8_t* line, const int8_t*& x) {
-  asm("prfm pldl1keep, %1" : "+r"(x) : "Q"(*line));
+// Asks for a line of memory, before p is used again: the compiler would collect what it is free to move in one place.
+template <class T>
+static inline void prefetch(const uint8_t* line, const T*& p) {
+  asm("prfm pldl1keep, %1" : "+r"(p) : "Q"(*line));
 }
 
 // Bits shift .. of each byte, as many as mask has

@@ -41,14 +41,20 @@ struct Panel {
   // Returns the groups that exist.
   int unpack(const uint8_t* body, const uint8_t* tail, int64_t first_tile, int64_t tiles_left) {
     using T = Tile<Block>;
+    using Lines = LinesAhead<T>;
     constexpr int kTilesInPanel = kPanelGroups / Codes::kGroups;
     const int n_tiles = tiles_left < kTilesInPanel ? static_cast<int>(tiles_left) : kTilesInPanel;
     for (int t = 0; t < n_tiles; ++t) {
       for (int p = 0; p < kParts; ++p) {
-        Codes codes(body + (first_tile + t) * (T::kWords * 4 * kTileRows) + p * kVectorBytes,
+        const uint8_t* tile = body + (first_tile + t) * (T::kWords * 4 * kTileRows);
+        const uint8_t* ahead = Lines::first(tile, p);
+        Codes codes(tile + p * kVectorBytes,
                     tail + (first_tile + t) * (T::kTailBytes * kTileRows) + p * kVectorBytes / 4 * T::kTailItem);
 #pragma GCC unroll 8
-        for (int g = 0; g < Codes::kGroups; ++g) unpack_group(codes, g, t * Codes::kGroups + g, p);
+        for (int g = 0; g < Codes::kGroups; ++g) {
+          for (int line = Lines::end(g - 1); line < Lines::end(g); ++line) prefetch(ahead + 64 * line, codes.body);
+          unpack_group(codes, g, t * Codes::kGroups + g, p);
+        }
         factor[t][p] = codes.factor();
         if constexpr (Codes::kMinimum) minimum_factor[p] = codes.minimum_factor();
         if constexpr (Codes::kFloatOffset) float_offset[t][p] = codes.float_offset();

@@ -25,12 +25,11 @@ static inline Vf32 sum_of(Codes& codes, int g, const int8_t* q, const int16_t* s
 }
 
 // Memory is asked for 8 KB ahead, a few lines with each group: a burst for a whole tile would wait for its own places in
-// the queue of misses. The parts of a tile share its lines. Tiles of 32 columns are read in the order of their bytes,
-// which the processor foresees.
+// the queue of misses. The parts of a tile share its lines.
 template <class T>
 struct LinesAhead {
   static constexpr int kLines = (T::kWords + kParts - 1) / kParts;
-  static constexpr int end(int g) { return (g + 1) * kLines / 8; }
+  static constexpr int end(int g) { return (g + 1) * kLines * 32 / T::kColumns; }
   static inline const uint8_t* first(const uint8_t* tile, int part) { return tile + 8192 + 64 * kLines * part; }
 };
 
@@ -50,6 +49,7 @@ static inline Vf32 panel_dot(const uint8_t* body, const uint8_t* tail, int64_t n
   const int16_t* sum16 = x.sum16 + column / 16;
   Vf32 acc{};
   if constexpr (Codes::kGroups == 1) {
+    // No LinesAhead: these tiles are read in the order of their bytes, which the processor foresees.
     for (int64_t t = 0; t < n_tiles; ++t) {
       Codes codes(body + t * (T::kWords * 4 * kTileRows), tail + t * (T::kTailBytes * kTileRows));
       const Vf32 sum = sum_of(codes, 0, q + 32 * t, sum8 + 4 * t, sum16 + 2 * t);

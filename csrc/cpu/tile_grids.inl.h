@@ -8,21 +8,11 @@
 // codes(g) for batches are magnitudes with their signs and kOffset added, so that they are unsigned.
 
 // Of 32 columns, the signs of columns 8 i .. 8 i + 3 are bit i of the bytes 0 .. 3, those of columns 8 i + 4 .. 8 i + 7 bit
-// 4 + i. Where the eighth sign has no bit of its own it makes the number of minus signs even, and bits 28 .. 31 are free
-// for something else.
-static inline Vu32 with_parity_signs(Vu32 stored) {
-  const Vu32 known = stored & splat(0x0fffffffu);
-  Vu32 sum = known ^ known >> 16;
-  sum ^= sum >> 8;
-  sum ^= sum >> 4;
-  return known ^ sum << 28;
-}
+// 4 + i. Where the eighth sign has no bit of its own the tile has running_signs (tile.h), and bits 28 .. 31 are free for
+// something else.
 
-// 2 s + 1 twice
-static inline Vi16 odd_pair(Vu32 s) {
-  const Vi16 pair = byte_pair(s, 0, 0);
-  return pair + pair + int16_t{1};
-}
+// Byte 0: 2 s + 1 of the s in bits 28 .. 31
+static inline Vu32 odd_of_top(Vu32 word) { return word >> 27 | splat(1); }
 
 // The order in which the signs of the vectors of a group reach bit 7 of their bytes by doubling
 constexpr int kSignOrder[8] = {7, 5, 3, 1, 6, 4, 2, 0};
@@ -51,8 +41,9 @@ struct TileCodes<Iq2Xxs> : GridCodes<TileCodes<Iq2Xxs>, 43, 43, 1> {
   using GridCodes::GridCodes;
   inline const uint8_t* numbers(int g) const { return body + 64 * (2 * g); }
   inline void magnitudes(int g, Vu8* code) const { grid8(kIq2XxsGrid, numbers(g), code); }
-  inline Vu32 signs(int g) const { return with_parity_signs(word(2 * g + 1)); }
-  inline Vi16 scales(int g) const { return odd_pair(word(2 * g + 1) >> 28); }
+  inline Vu32 signs(int g) const { return signs_of_running(word(2 * g + 1)); }
+  inline Vu32 odd(int g) const { return odd_of_top(word(2 * g + 1)); }
+  inline Vi16 scales(int g) const { return byte_pair(odd(g), 0, 0); }
   inline Vf32 factor() const { return halves(tail) * 0.125f; }
 };
 
@@ -94,7 +85,7 @@ struct TileCodes<Iq2Xs> : GridCodes<TileCodes<Iq2Xs>, 43, 43, 2> {
     return next[g % 2];
   }
   inline void magnitudes(int g, Vu8* code) { grid8(kIq2XsGrid, numbers(g), code); }
-  inline Vu32 signs(int g) const { return with_parity_signs(word(8 + g)); }
+  inline Vu32 signs(int g) const { return signs_of_running(word(8 + g)); }
   inline Vi16 scales(int g) const { return nibble.pair(g); }
   inline Vf32 factor() const { return halves(tail) * 0.125f; }
 };
@@ -126,8 +117,8 @@ struct TileCodes<Iq3Xxs> : GridCodes<TileCodes<Iq3Xxs>, 62, 62, 1> {
     grid4(kIq3XxsGrid, body + 64 * (2 * g), code);
     grid4(kIq3XxsGrid, body + 64 * (2 * g + 1), code + 4);
   }
-  inline Vu32 signs(int g) const { return with_parity_signs(word(16 + g)); }
-  inline Vi16 scales(int g) const { return odd_pair(word(16 + g) >> 28); }
+  inline Vu32 signs(int g) const { return signs_of_running(word(16 + g)); }
+  inline Vi16 scales(int g) const { return byte_pair(odd_of_top(word(16 + g)), 0, 0); }
   inline Vf32 factor() const { return halves(tail) * 0.25f; }
 };
 
@@ -144,6 +135,6 @@ struct TileCodes<Iq3S> : GridCodes<TileCodes<Iq3S>, 15, 15, 1> {
     for (int a = 0; a < 2; ++a) grid4(kIq3SGrid, next[g % 2][a], code + 4 * a);
   }
   inline Vu32 signs(int g) const { return word(18 + g); }
-  inline Vi16 scales(int g) const { return odd_pair((word(26) >> (4 * g)) & 15); }
+  inline Vi16 scales(int g) const { return byte_pair(odd_of_top(word(26) << (28 - 4 * g)), 0, 0); }
   inline Vf32 factor() const { return halves(tail); }
 };

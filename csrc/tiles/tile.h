@@ -17,7 +17,7 @@
 
 namespace lutkern {
 
-enum : int { kTileRows = 16, kTileVersion = 1 };
+enum : int { kTileRows = 16, kTileVersion = 2 };
 
 LK_FN uint32_t word_at(const uint8_t* p) {
   uint32_t word = 0;
@@ -88,17 +88,32 @@ LK_FN W bits_by_byte(W word) {
   return exchange(exchange(word, 0x00aa00aau, 7), 0x0000ccccu, 14);
 }
 
-// Four sign codes of seven bits in bits 0 .. 27, and four more bits, which take the places of the eighth signs: bits
-// 28 .. 31.
+// Signs by byte whose eighth makes their number even: nibble n, of columns n / 2 + 4 (n % 2), becomes the exclusive or of
+// the nibbles 0 .. n. So the last is zero and free for something else, and every sign is one of two neighbours:
+// stored ^ stored << 4, without what the last nibble holds.
+template <class W>
+LK_FN W running_signs(W signs) {
+  W sum = signs ^ (signs << 4);
+  sum = sum ^ (sum << 8);
+  return (sum ^ (sum << 16)) & 0x0fffffffu;
+}
+
+template <class W>
+LK_FN W signs_of_running(W stored) {
+  const W shifted = stored << 4;
+  return shifted ^ (shifted >> 4);
+}
+
+// Four sign codes of seven bits in bits 0 .. 27, and four more bits, which take the free place: bits 28 .. 31.
 template <class W>
 LK_FN W signs_and_extra(W word) {
   const W sevens = (word & 0x7fu) | ((word << 1) & 0x7f00u) | ((word << 2) & 0x7f0000u) | ((word << 3) & 0x7f000000u);
-  return bits_by_byte(sevens) | (word & 0xf0000000u);
+  return running_signs(bits_by_byte(sevens)) | (word & 0xf0000000u);
 }
 
 template <class W>
 LK_FN W sevens_and_extra(W stored) {
-  const W word = bits_by_byte(stored);
+  const W word = bits_by_byte(signs_of_running(stored));
   const W sevens = (word & 0x7fu) | ((word & 0x7f00u) >> 1) | ((word & 0x7f0000u) >> 2) | ((word & 0x7f000000u) >> 3);
   return sevens | (stored & 0xf0000000u);
 }

@@ -175,7 +175,8 @@ struct Iq2XsWords {
     for (int g = 0; g < 8; ++g) {
       out[g] = even_bytes(words[2 * g], words[2 * g + 1]);
       const W ninth_and_sevens = even_bytes(words[2 * g] >> 8, words[2 * g + 1] >> 8);
-      out[8 + g] = bits_by_byte(((ninth_and_sevens >> 1) & 0x7f7f7f7fu) | ((ninth_and_sevens & 0x01010101u) << 7));
+      const W by_byte = bits_by_byte(((ninth_and_sevens >> 1) & 0x7f7f7f7fu) | ((ninth_and_sevens & 0x01010101u) << 7));
+      out[8 + g] = running_signs(by_byte) | (by_byte & 0xf0000000u);
     }
     for (int u = 0; u < 16; ++u) words[u] = out[u];
   }
@@ -183,8 +184,9 @@ struct Iq2XsWords {
   static inline void natural(W* words) {
     W out[16];
     for (int g = 0; g < 8; ++g) {
-      const W signs = bits_by_byte(words[8 + g]);
-      const W ninth_and_sevens = ((signs & 0x7f7f7f7fu) << 1) | ((signs >> 7) & 0x01010101u);
+      const W signs = signs_of_running(words[8 + g]) & 0x0fffffffu;
+      const W by_column = bits_by_byte(signs | (words[8 + g] & 0xf0000000u));
+      const W ninth_and_sevens = ((by_column & 0x7f7f7f7fu) << 1) | ((by_column >> 7) & 0x01010101u);
       for (int k = 0; k < 2; ++k) out[2 * g + k] = spread(words[g], k) | (spread(ninth_and_sevens, k) << 8);
     }
     for (int u = 0; u < 16; ++u) words[u] = out[u];

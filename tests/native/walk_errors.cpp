@@ -148,7 +148,7 @@ void wrong_layouts(const Calls& c) {
   const Bytes copy(static_cast<int64_t>(n));  // the same layout is a copy
   check_ok(lutkern_repack(&w, LUTKERN_BLOCKS, copy.get(), n, nullptr));
   if (memcmp(copy.get(), w.data, n) != 0) fail("a copy of blocks is another weight");
-  if (lutkern_tile_version() != 1) fail("the version of tiles is %d", lutkern_tile_version());
+  if (lutkern_tile_version() != 2) fail("the version of tiles is %d", lutkern_tile_version());
 }
 
 void wrong_weights(const Calls& c) {
