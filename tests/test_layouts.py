@@ -40,7 +40,7 @@ def random_tiles(fmt: lutkern.Format, shape: tuple[int, ...], seed: int) -> Pack
 
 def test_the_layouts_are_those_of_the_library():
     assert list(LAYOUTS) == ["blocks", "tiles"]
-    assert lutkern.TILE_VERSION == 1
+    assert lutkern.TILE_VERSION == 2
 
 
 def test_tiles_and_back_is_the_identity(fmt, shape):

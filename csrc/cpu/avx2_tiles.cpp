@@ -235,9 +235,8 @@ static inline __m256i broadcast8(const int8_t* q) {
 template <bool kHigh>
 static inline __m256i byte_four_times(Vu32 v, int b) {
   const int first = 0x80008000 | 0x00010001 * (b + 8 * kHigh);
-  const __m256i order =
-      _mm256_setr_epi32(first, first, first + 0x00040004, first + 0x00040004, first, first, first + 0x00040004,
-                        first + 0x00040004);
+  const __m256i order = _mm256_setr_epi32(first, first, first + 0x00040004, first + 0x00040004, first, first,
+                                          first + 0x00040004, first + 0x00040004);
   return _mm256_shuffle_epi8(raw(v), order);
 }
 

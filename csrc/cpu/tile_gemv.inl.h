@@ -92,8 +92,8 @@ static void gemv_tiles(const TileRows& rows, const Activations& x, float* out) {
       const int64_t n = count - t < kTogether ? count - t : kTogether;
       const uint8_t* tile = body + t * kBody;
       for (int p = 0; p < kParts; ++p) {
-        sum[p] += panel_dot<Block>(tile + p * kVectorBytes, tail + t * kTail + p * kVectorBytes / 4 * T::kTailItem, n, x,
-                                   t * T::kColumns, LinesAhead<T>::first(tile, p));
+        sum[p] += panel_dot<Block>(tile + p * kVectorBytes, tail + t * kTail + p * kVectorBytes / 4 * T::kTailItem, n,
+                                   x, t * T::kColumns, LinesAhead<T>::first(tile, p));
       }
     }
     for (int p = 0; p < kParts; ++p) store(out + i * kTileRows + p * kVectorBytes / 4, sum[p]);
