@@ -86,13 +86,13 @@ def test_rows_that_do_not_exist_change_nothing(fmt, isa):
     shape = (5, 300)
     t = random_tensor(fmt, shape, layout="tiles")
     data = t.tiles().copy()
-    whole = PackedTensor.from_tiles(data, fmt, (16, 300), version=1)
+    whole = PackedTensor.from_tiles(data, fmt, (16, 300), version=lutkern.TILE_VERSION)
     row_bytes = fmt.row_bytes(300)
     filled = np.full((16, row_bytes), 0x7B, np.uint8)
     filled[:5] = t.blocks()
     dirty = PackedTensor.from_blocks(filled, fmt, (16, 300)).tiles()
     assert np.array_equal(whole.blocks()[:5], t.blocks())
-    other = PackedTensor.from_tiles(dirty, fmt, shape, version=1)
+    other = PackedTensor.from_tiles(dirty, fmt, shape, version=lutkern.TILE_VERSION)
     x = np.random.default_rng(0).standard_normal((4, 300), np.float32)
     assert np.array_equal(other.blocks(), t.blocks())
     assert np.array_equal(lutkern.matmul(other, x), lutkern.matmul(t, x))
@@ -272,42 +272,42 @@ def resident_mib() -> int:
 TILES = np.zeros(34 * 16, np.uint8)
 BAD = {
     "version": (
-        lambda: PackedTensor.from_tiles(TILES, "q8_0", (16, 32), version=2),
+        lambda: PackedTensor.from_tiles(TILES, "q8_0", (16, 32), version=1),
         ValueError,
-        "from_tiles: the tiles have version 2, expected 1",
+        "from_tiles: the tiles have version 1, expected 2",
     ),
     "version of another type": (
         lambda: PackedTensor.from_tiles(TILES, "q8_0", (16, 32), version="1"),
         ValueError,
-        "from_tiles: the tiles have version '1', expected 1",
+        "from_tiles: the tiles have version '1', expected 2",
     ),
     "length": (
-        lambda: PackedTensor.from_tiles(TILES, "q8_0", (16, 33), version=1),
+        lambda: PackedTensor.from_tiles(TILES, "q8_0", (16, 33), version=lutkern.TILE_VERSION),
         ValueError,
         "from_tiles: tiles have 544 bytes, q8_0 of 16 x 33 needs 1088",
     ),
     "row padding": (
-        lambda: PackedTensor.from_tiles(TILES, "q8_0", (17, 32), version=1),
+        lambda: PackedTensor.from_tiles(TILES, "q8_0", (17, 32), version=lutkern.TILE_VERSION),
         ValueError,
         "from_tiles: tiles have 544 bytes, q8_0 of 17 x 32 needs 1152",
     ),
     "format": (
-        lambda: PackedTensor.from_tiles(TILES, "iq9", (16, 32), version=1),
+        lambda: PackedTensor.from_tiles(TILES, "iq9", (16, 32), version=lutkern.TILE_VERSION),
         ValueError,
         "unknown format 'iq9', expected one of: iq1_s, iq1_m, ",
     ),
     "zero": (
-        lambda: PackedTensor.from_tiles(b"", "q8_0", (0, 32), version=1),
+        lambda: PackedTensor.from_tiles(b"", "q8_0", (0, 32), version=lutkern.TILE_VERSION),
         ValueError,
         "from_tiles: shape is (0, 32), expected (rows, cols) or (experts, rows, cols), each at least 1",
     ),
     "shape": (
-        lambda: PackedTensor.from_tiles(TILES, "q8_0", (16, 32.0), version=1),
+        lambda: PackedTensor.from_tiles(TILES, "q8_0", (16, 32.0), version=lutkern.TILE_VERSION),
         TypeError,
         "from_tiles: shape is (16, 32.0), expected whole numbers",
     ),
     "no buffer": (
-        lambda: PackedTensor.from_tiles([1, 2], "q8_0", (16, 32), version=1),
+        lambda: PackedTensor.from_tiles([1, 2], "q8_0", (16, 32), version=lutkern.TILE_VERSION),
         TypeError,
         "from_tiles: tiles are list, expected a C-contiguous buffer",
     ),
@@ -342,12 +342,12 @@ BAD = {
         "index: expert 2, the weight has 2 experts",
     ),
     "overflow": (
-        lambda: PackedTensor.from_tiles(TILES, "q8_0", (2**62, 2**62), version=1),
+        lambda: PackedTensor.from_tiles(TILES, "q8_0", (2**62, 2**62), version=lutkern.TILE_VERSION),
         ValueError,
         "from_tiles: shape is 4611686018427387904 x 4611686018427387904, expected at most 2^46 weights",
     ),
     "more than 64 bits": (
-        lambda: PackedTensor.from_tiles(TILES, "q8_0", (2**70, 32), version=1),
+        lambda: PackedTensor.from_tiles(TILES, "q8_0", (2**70, 32), version=lutkern.TILE_VERSION),
         ValueError,
         "from_tiles: shape is 1180591620717411303424 x 32, expected at most 2^46 weights",
     ),
