@@ -455,6 +455,28 @@ static void to_f16(const float* x, int64_t n, uint16_t* out) {
   for (; i < n; ++i) out[i] = half_of_float(x[i]);
 }
 
+// In the low halves of the lanes
+static inline __m256i bf16_of_floats(const float* x) {
+  const __m256 value = _mm256_loadu_ps(x);
+  const __m256i bits = _mm256_castps_si256(value);
+  const __m256i high = _mm256_srli_epi32(bits, 16);
+  const __m256i even = _mm256_and_si256(high, _mm256_set1_epi32(1));
+  const __m256i half = _mm256_add_epi32(even, _mm256_set1_epi32(0x7fff));
+  const __m256i rounded = _mm256_srli_epi32(_mm256_add_epi32(bits, half), 16);
+  const __m256i quiet = _mm256_or_si256(high, _mm256_set1_epi32(0x40));
+  const __m256 is_nan = _mm256_cmp_ps(value, value, _CMP_UNORD_Q);
+  return _mm256_blendv_epi8(rounded, quiet, _mm256_castps_si256(is_nan));
+}
+
+static void to_bf16(const float* x, int64_t n, uint16_t* out) {
+  int64_t i = 0;
+  for (; i + 16 <= n; i += 16) {
+    const __m256i apart = _mm256_packus_epi32(bf16_of_floats(x + i), bf16_of_floats(x + i + 8));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + i), _mm256_permute4x64_epi64(apart, 0xd8));
+  }
+  for (; i < n; ++i) out[i] = bf16_of_float(x[i]);
+}
+
 }  // namespace
 
 #define LUTKERN_GEMV(name, Block) IntegerKernels<Block>::kGemv,

@@ -490,23 +490,26 @@ static inline __m256 pairs_of(__m256 a, __m256 b, bool high) {
   return _mm256_castpd_ps(high ? _mm256_unpackhi_pd(x, y) : _mm256_unpacklo_pd(x, y));
 }
 
-// Words 0 .. 7 of 8 rows, 64 bytes from word to word: those of a row side by side, rows stride words apart
+// Words 0 .. 7 of 8 rows, 64 bytes from word to word: those of a row side by side, rows stride words apart. Loads bring
+// words u and u + 4 of four rows together, so that nothing crosses the halves of a vector.
 static inline void turn_words(const uint8_t* body, uint32_t* out, int64_t stride) {
-  __m256 pair[8];
+#pragma GCC unroll 2
+  for (int first = 0; first < 8; first += 4) {
+    __m256 word[4];
 #pragma GCC unroll 4
-  for (int i = 0; i < 4; ++i) {
-    const __m256 a = reinterpret_cast<__m256>(load(body + 128 * i));
-    const __m256 b = reinterpret_cast<__m256>(load(body + 128 * i + 64));
-    pair[i] = _mm256_unpacklo_ps(a, b);      // words 2 i, 2 i + 1 of the rows 0 1 4 5
-    pair[4 + i] = _mm256_unpackhi_ps(a, b);  // 2 3 6 7
-  }
-#pragma GCC unroll 4
-  for (int r = 0; r < 4; ++r) {  // and r + 4
-    const __m256* p = pair + r / 2 * 4;
-    const __m256 low = pairs_of(p[0], p[1], r % 2 == 1);
-    const __m256 high = pairs_of(p[2], p[3], r % 2 == 1);
-    _mm256_storeu_ps(reinterpret_cast<float*>(out + r * stride), _mm256_permute2f128_ps(low, high, 0x20));
-    _mm256_storeu_ps(reinterpret_cast<float*>(out + (r + 4) * stride), _mm256_permute2f128_ps(low, high, 0x31));
+    for (int u = 0; u < 4; ++u) {
+      const float* p = reinterpret_cast<const float*>(body + 64 * u) + first;
+      word[u] = _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(p)), _mm_loadu_ps(p + 64), 1);
+    }
+    const __m256 low01 = _mm256_unpacklo_ps(word[0], word[1]);
+    const __m256 low23 = _mm256_unpacklo_ps(word[2], word[3]);
+    const __m256 high01 = _mm256_unpackhi_ps(word[0], word[1]);
+    const __m256 high23 = _mm256_unpackhi_ps(word[2], word[3]);
+    float* at = reinterpret_cast<float*>(out + first * stride);
+    _mm256_storeu_ps(at, pairs_of(low01, low23, false));
+    _mm256_storeu_ps(at + stride, pairs_of(low01, low23, true));
+    _mm256_storeu_ps(at + 2 * stride, pairs_of(high01, high23, false));
+    _mm256_storeu_ps(at + 3 * stride, pairs_of(high01, high23, true));
   }
 }
 

@@ -94,6 +94,9 @@ static inline void round_group(const float* x, float inverse, int8_t* q) {
 static void to_f16(const float* x, int64_t n, uint16_t* out) {
   for (int64_t i = 0; i < n; ++i) out[i] = half_of_float(x[i]);
 }
+static void to_bf16(const float* x, int64_t n, uint16_t* out) {
+  for (int64_t i = 0; i < n; ++i) out[i] = bf16_of_float(x[i]);
+}
 
 }  // namespace
 

@@ -62,13 +62,17 @@ template <bool kTwo, bool kAdd>
                                          Stores stores) {
   const int rows = n_rows < kPartRows ? n_rows : int{kPartRows};
   const int groups = static_cast<int>(n / 32);
+  // Unrolled, the place of a row is known.
   if (stores == Stores::streamed) {
-    for (int r = 0; r < rows; ++r) {
+#pragma GCC unroll 16
+    for (int r = 0; r < kPartRows && r < rows; ++r) {
       for (int g = 0; g < groups; ++g) part.store<kTwo, kAdd, Stores::streamed>(g, r, out + r * out_stride + 32 * g);
     }
   } else {
     for (int g = 0; g < groups; ++g) {
-      for (int r = 0; r < rows; ++r) part.store<kTwo, kAdd, Stores::cached>(g, r, out + r * out_stride + 32 * g);
+#pragma GCC unroll 16
+      for (int r = 0; r < kPartRows && r < rows; ++r)
+        part.store<kTwo, kAdd, Stores::cached>(g, r, out + r * out_stride + 32 * g);
     }
   }
   for (int r = 0; r < rows && n % 32 > 0; ++r) {
@@ -107,6 +111,10 @@ static void dequantize_tiles(const TileRows& rows, int64_t first, int64_t n, int
   for (int64_t c = 0; c < n; c += 256) {
     const int64_t left = n - c < 256 ? n - c : 256;
     for (int p = 0; p < kParts && p * kPartRows < n_rows; ++p) {
+      // A share of what comes later with each part: while rows are written, nothing else is read.
+      constexpr int64_t kShare = 256 / T::kColumns * kBody / kParts;
+      const uint8_t* ahead = rows.data + (first + c) / T::kColumns * kBody + 4096 + p * kShare;
+      for (int64_t at = 0; at < kShare; at += 64) prefetch(ahead + at, tails);
       for (int64_t at = 0; at < left; at += T::kColumns) {
         const int64_t t = (first + c + at) / T::kColumns;
         turn_tile<Block>(rows.data + t * kBody + p * kVectorBytes,
