@@ -1,5 +1,5 @@
-// The AVX-512 row (F BW VL DQ VNNI VBMI BITALG GFNI): matrix-vector kernels for the codebook formats, and for every
-// other format the loops written once over AVX-512 words.
+// The AVX-512 row (F BW VL DQ VNNI VBMI BITALG GFNI): kernels for the blocks of the codebook formats and of the
+// floats; the blocks of every other format go to the AVX2 row.
 //
 //   y = sum over blocks of d * sum over 32 columns of x.scale * sum over 16 columns of s * (q . x.q)
 //
@@ -145,9 +145,10 @@ static inline __m512 scales_of_chunk(__m512 scales) {
   return _mm512_permute_ps(scales, kChunkOfBlock * 0x55);
 }
 
-// (2 s + 1) * factor, rounded once
+// (2 s + 1) * factor, rounded once; infinite where factor is
 static inline __m512 odd_times(__m512i s_i32x16, __m512 factor) {
-  return _mm512_fmadd_ps(_mm512_cvtepi32_ps(s_i32x16), _mm512_add_ps(factor, factor), factor);
+  const __m512 odd = _mm512_fmadd_ps(_mm512_cvtepi32_ps(s_i32x16), _mm512_set1_ps(2), _mm512_set1_ps(1));
+  return _mm512_mul_ps(odd, factor);
 }
 
 // ---- IQ2 and IQ3: codebook rows from registers ----
@@ -587,55 +588,6 @@ struct OwnUnpack<Block, decltype(fields_of(*static_cast<const Block*>(nullptr), 
 
 #include "unpack.inl.h"
 
-struct Sum {
-  __m512 f32x16;
-};
-
-// The first n of 64 codes; past a short chunk there are none.
-static inline __m512i load_codes(const int8_t* q, int n) {
-  const __mmask64 valid = n >= 64 ? ~uint64_t{0} : n > 0 ? (uint64_t{1} << n) - 1 : 0;
-  return _mm512_maskz_loadu_epi8(valid, q);
-}
-
-// The scales or offsets of n columns, transposed
-static inline __m512 load_scales_of(const float* scale, int n) {
-  const __mmask16 valid = static_cast<__mmask16>((1u << (n / 16)) - 1);
-  return in_order(kTransposed, _mm512_maskz_loadu_ps(valid, scale));
-}
-
-// Sums of 16 activations, transposed
-static inline __m512 sums_of_16(const int16_t* sum) {
-  const __m512i sums = _mm512_madd_epi16(_mm512_loadu_si512(sum), _mm512_set1_epi16(1));
-  return _mm512_cvtepi32_ps(in_order(kTransposed, sums));
-}
-
-template <int kChunkOfBlock>
-static inline __m512 add_codes(const Unpacked& u, int n, const int8_t* q, __m512 scales, __m512 sum_f32x16) {
-  if (64 * kChunkOfBlock >= n) return sum_f32x16;
-  const __m512i w = load_codes(u.q + 64 * kChunkOfBlock, n - 64 * kChunkOfBlock);
-  const __m512i dots = dot4_i32x16(w, load_i8x64(q + 64 * kChunkOfBlock));
-  return _mm512_fmadd_ps(_mm512_cvtepi32_ps(dots), scales_of_chunk<kChunkOfBlock>(scales), sum_f32x16);
-}
-
-template <bool kHasOffset>
-static inline void add_chunk(Sum& acc, const Unpacked& u, int n, const int8_t* q, const float* scale,
-                             const int16_t* sum) {
-  const __m512 x_scale = x_scales(scale);
-  const __m512 scales = _mm512_mul_ps(load_scales_of(u.scale, n), x_scale);
-  __m512 out = acc.f32x16;
-  out = add_codes<0>(u, n, q, scales, out);
-  out = add_codes<1>(u, n, q, scales, out);
-  out = add_codes<2>(u, n, q, scales, out);
-  out = add_codes<3>(u, n, q, scales, out);
-  if (kHasOffset) {
-    const __m512 offsets = _mm512_mul_ps(load_scales_of(u.offset, n), sums_of_16(sum));
-    out = _mm512_fmadd_ps(offsets, x_scale, out);
-  }
-  acc.f32x16 = out;
-}
-
-static inline float total(const Sum& acc) { return sum_of_lanes(acc.f32x16); }
-
 // A chunk as four vectors whose 128-bit lane l holds, in element v, columns 4 e .. 4 e + 3 of the 16 columns number
 // 4 v + l: the four sums of 16 columns fall into one lane, and one product with a scale serves 256 columns.
 static inline void transpose(__m512i (&v)[4]) {
@@ -650,24 +602,22 @@ static inline void transpose(__m512i (&v)[4]) {
 }
 
 // A panel as dot_panel wants it, made once for all tokens. Activations are moved up by 128 to be unsigned, so the sums
-// start 128 times the sum of their 16 codes below zero.
+// start 128 times the sum of their 16 codes below zero. A chunk is a whole block, without an offset.
 struct PanelScales {
   __m512i q[kPanel][4];
   __m512i start_i32x16[kPanel];
   __m512 scale[kPanel];
-  __m512 offset[kPanel];
 };
 
-static inline void load_scales(const Unpacked* u, int n_rows, int n, PanelScales& panel) {
+static inline void load_scales(const Unpacked* u, int n_rows, int, PanelScales& panel) {
   const __m512i middle = _mm512_set1_epi8(-128);
   for (int p = 0; p < n_rows; ++p) {
-    for (int v = 0; v < 4; ++v) panel.q[p][v] = load_codes(u[p].q + 64 * v, n - 64 * v);
+    for (int v = 0; v < 4; ++v) panel.q[p][v] = load_i8x64(u[p].q + 64 * v);
     transpose(panel.q[p]);
     __m512i above = _mm512_setzero_si512();
     for (int v = 0; v < 4; ++v) above = _mm512_dpbusd_epi32(above, middle, panel.q[p][v]);
     panel.start_i32x16[p] = _mm512_sub_epi32(_mm512_setzero_si512(), above);
-    panel.scale[p] = load_scales_of(u[p].scale, n);
-    panel.offset[p] = load_scales_of(u[p].offset, n);
+    panel.scale[p] = in_order(kTransposed, _mm512_load_ps(u[p].scale));
   }
 }
 
@@ -687,13 +637,13 @@ static inline __m128 sums_of_lanes(const __m512 (&v)[4]) {
 // A row has one result, alone or in a panel: what a panel lacks of four rows is zero.
 template <bool kHasOffset>
 static inline void dot_panel(const Unpacked*, const PanelScales& panel, int n_rows, int, const int8_t* q,
-                             const float* scale, const int16_t* sum, float* dots) {
+                             const float* scale, const int16_t*, float* dots) {
+  static_assert(!kHasOffset, "codebook formats have none");
   const __m512i middle = _mm512_set1_epi8(-128);
   __m512i x[4];
   for (int v = 0; v < 4; ++v) x[v] = _mm512_xor_si512(load_i8x64(q + 64 * v), middle);
   transpose(x);
   const __m512 x_scale = x_scales(scale);
-  const __m512 sums = kHasOffset ? sums_of_16(sum) : _mm512_setzero_ps();
   __m512 part[kPanel];
 #pragma GCC unroll 4
   for (int p = 0; p < kPanel; ++p) {
@@ -701,9 +651,7 @@ static inline void dot_panel(const Unpacked*, const PanelScales& panel, int n_ro
     if (p >= n_rows) continue;
     __m512i dot = panel.start_i32x16[p];
     for (int v = 0; v < 4; ++v) dot = _mm512_dpbusd_epi32(dot, x[v], panel.q[p][v]);
-    __m512 row = _mm512_mul_ps(_mm512_cvtepi32_ps(dot), panel.scale[p]);
-    if (kHasOffset) row = _mm512_fmadd_ps(panel.offset[p], sums, row);
-    part[p] = _mm512_mul_ps(row, x_scale);
+    part[p] = _mm512_mul_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(dot), panel.scale[p]), x_scale);
   }
   _mm_storeu_ps(dots, sums_of_lanes(part));
 }
@@ -742,29 +690,42 @@ static inline void round_group(const float* x, float inverse, int8_t* q) {
   }
 }
 
-#include "gemv.inl.h"
-
 #include "gemm.inl.h"
 
 #include "quantize.inl.h"
 
-// A codebook format takes its own matrix-vector kernel, every other one the loop written once.
-template <class Block, bool kOwn = OwnUnpack<Block>::kExists>
-struct Gemv {
-  static constexpr GemvFn kFn = IntegerKernels<Block>::kGemv;
+// A format without a codebook goes on to the next row: AVX2 decodes it in registers, the loop over unpacked chunks would
+// take ten times as long.
+template <class Block, bool kOwn = OwnUnpack<Block>::kExists, bool kFloat = Block::kIsFloat != 0>
+struct Entries {
+  static constexpr GemvFn kGemv = nullptr;
+  static constexpr GemmFn kGemm = nullptr;
+  static constexpr GemmFloatFn kGemmFloat = nullptr;
+  static constexpr DequantizeFn kDequantize = nullptr;
 };
 
 template <class Block>
-struct Gemv<Block, true> {
-  static constexpr GemvFn kFn = OwnUnpack<Block>::kGemv;
+struct Entries<Block, true, false> {
+  static constexpr GemvFn kGemv = OwnUnpack<Block>::kGemv;
+  static constexpr GemmFn kGemm = gemm<Block>;
+  static constexpr GemmFloatFn kGemmFloat = gemm_float<Block>;
+  static constexpr DequantizeFn kDequantize = dequantize<Block>;
+};
+
+template <class Block>
+struct Entries<Block, false, true> {
+  static constexpr GemvFn kGemv = nullptr;
+  static constexpr GemmFn kGemm = nullptr;
+  static constexpr GemmFloatFn kGemmFloat = gemm_float<Block>;
+  static constexpr DequantizeFn kDequantize = dequantize<Block>;
 };
 
 }  // namespace
 
-#define LUTKERN_GEMV(name, Block) Gemv<Block>::kFn,
-#define LUTKERN_GEMM(name, Block) IntegerKernels<Block>::kGemm,
-#define LUTKERN_GEMM_FLOAT(name, Block) gemm_float<Block>,
-#define LUTKERN_DEQUANTIZE(name, Block) dequantize<Block>,
+#define LUTKERN_GEMV(name, Block) Entries<Block>::kGemv,
+#define LUTKERN_GEMM(name, Block) Entries<Block>::kGemm,
+#define LUTKERN_GEMM_FLOAT(name, Block) Entries<Block>::kGemmFloat,
+#define LUTKERN_DEQUANTIZE(name, Block) Entries<Block>::kDequantize,
 
 extern const BlockKernels kAvx512Kernels = {
     "avx512",

@@ -1,5 +1,5 @@
 // Matrix times several vectors, written once. Included by each ISA file inside its anonymous namespace, after
-// gemv.inl.h and
+// unpack.inl.h and
 //
 //   PanelScales, load_scales(const Unpacked*, int n_rows, int n, PanelScales&)      as dot_panel wants them
 //   template <bool kHasOffset>
@@ -36,16 +36,3 @@ static void gemm(const Rows& rows, const Activations& x, const int32_t* token, i
 }
 
 #include "gemm_float.inl.h"
-
-// The table entries of a format; a float format has no integer kernels.
-template <class Block, bool kFloat = Block::kIsFloat != 0>
-struct IntegerKernels {
-  static constexpr GemvFn kGemv = gemv<Block>;
-  static constexpr GemmFn kGemm = gemm<Block>;
-};
-
-template <class Block>
-struct IntegerKernels<Block, true> {
-  static constexpr GemvFn kGemv = nullptr;
-  static constexpr GemmFn kGemm = nullptr;
-};

@@ -264,6 +264,8 @@ static inline void round_group(const float* x, float inverse, int8_t* q) {
 
 #include "gemm.inl.h"
 
+#include "integer_kernels.inl.h"
+
 #include "quantize.inl.h"
 
 // A codebook format takes its own matrix-vector kernel, every other one the loop written once.

@@ -87,6 +87,8 @@ static inline void round_group(const float* x, float inverse, int8_t* q) {
 
 #include "gemm.inl.h"
 
+#include "integer_kernels.inl.h"
+
 #include "quantize.inl.h"
 
 #include "narrow.inl.h"

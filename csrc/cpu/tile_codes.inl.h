@@ -48,6 +48,15 @@ struct SignedCodes {
   static inline V of_iq4(V nibbles) { return lookup16(kIq4Values, nibbles); }
 };
 
+// CodeSigns: offset + code, or offset - code where the top bit of the byte is set.
+template <class V>
+struct CodeSigns {
+  static inline V of(V code, V top, int8_t offset) {
+    const Vi8 minus = Vi8(reinterpret_cast<Vi8>(top) < 0);
+    return reinterpret_cast<V>((reinterpret_cast<Vi8>(code) ^ minus) - minus + offset);
+  }
+};
+
 static inline Vu32 splat(uint32_t value) { return Vu32{} + value; }
 
 // Byte b (0 .. 7) of two words twice, as a pair of 16-bit numbers; b is known when the loop is unrolled.
@@ -389,15 +398,13 @@ struct TileCodes<Iq1M> : Plan<8, 18, 9, 2>, Digits {
     return reinterpret_cast<Vi16>(reinterpret_cast<Vu16>(shift_bits) << (15 - h)) >> 15;
   }
   inline void codes(int g, Vu8* code) {
-    for (int half = 0; half < 2; ++half) {
-      const Vu32 plus = ~reinterpret_cast<Vu32>(minus(2 * g + half));
-      const Vu32 low = plus << 16;
-      const Vu8 first = reinterpret_cast<Vu8>(low | low >> 16) & 2;
-      const Vu32 high = plus >> 16;
-      const Vu8 second = reinterpret_cast<Vu8>(high | high << 16) & 2;
-      for (int v = 4 * half; v < 4 * half + 4; ++v) {
+#pragma GCC unroll 4
+    for (int eight = 0; eight < 4; ++eight) {
+      const Vu32 to_top = shift_bits << (31 - (2 * g + eight / 2 + 16 * (eight % 2)));
+      const Vu8 plus_two = reinterpret_cast<Vu8>(~(reinterpret_cast<Vi32>(to_top) >> 31)) & 2;
+      for (int v = 2 * eight; v < 2 * eight + 2; ++v) {
         const int k = at(8 * g + v);
-        code[v] = five.eight_times(k, v % 4 < 2 ? first : second);
+        code[v] = five.eight_times(k, plus_two);
       }
     }
   }

@@ -92,7 +92,10 @@ static inline void panel_group(const Panel<Block>& panel, int g, const Activatio
                                Vf32 (&acc)[kCount][kParts], Vf32 (&minimum)[kCount][kParts]) {
   using Codes = TileCodes<Block>;
   const int8_t* q[kCount];
-  for (int i = 0; i < kCount; ++i) q[i] = x.q + at[i] + 32 * g;
+  for (int i = 0; i < kCount; ++i) {
+    q[i] = x.q + at[i] + 32 * g;
+    asm("" : "+r"(q[i]));  // four sums of addresses do not become one of vectors, which would have to be taken apart
+  }
   Vi32 sums[kCount][kParts];
   if constexpr (OwnPanelSums<Codes>::kExists) {
     OwnPanelSums<Codes>::template run<kCount>(panel.code[g], panel.scale[g], q, sums);

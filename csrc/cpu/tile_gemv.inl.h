@@ -15,8 +15,10 @@ struct OwnSum {
   static constexpr bool kExists = false;
 };
 
+// g is known only where this is inlined.
 template <class Codes>
-static inline Vf32 sum_of(Codes& codes, int g, const int8_t* q, const int16_t* sum8, const int16_t* sum16) {
+[[gnu::always_inline]] static inline Vf32 sum_of(Codes& codes, int g, const int8_t* q, const int16_t* sum8,
+                                                 const int16_t* sum16) {
   if constexpr (OwnSum<Codes>::kExists) {
     return OwnSum<Codes>::run(codes, g, q, sum8, sum16);
   } else {

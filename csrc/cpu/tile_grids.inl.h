@@ -27,11 +27,10 @@ struct GridCodes : Plan<8, 2 * kOffsetV, kOffsetV, kScalesV>, TileBody {
   inline void codes(int g, Vu8* code) {
     Derived& self = static_cast<Derived&>(*this);
     self.magnitudes(g, code);
-    Vu32 sign = self.signs(g);
+    Vu8 sign = reinterpret_cast<Vu8>(self.signs(g));
     for (const int v : kSignOrder) {
-      const Vi8 minus = Vi8(reinterpret_cast<Vi8>(sign) < 0);
-      sign = reinterpret_cast<Vu32>(reinterpret_cast<Vu8>(sign) + reinterpret_cast<Vu8>(sign));
-      code[v] = reinterpret_cast<Vu8>((reinterpret_cast<Vi8>(code[v]) ^ minus) - minus + int8_t{kOffsetV});
+      code[v] = CodeSigns<Vu8>::of(code[v], sign, int8_t{kOffsetV});
+      sign += sign;
     }
   }
 };

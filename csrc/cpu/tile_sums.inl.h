@@ -52,7 +52,8 @@ static inline Vi32 grid_sum(Codes& codes, int g, const int8_t* q) {
 }
 // One group: codes and their offset
 template <class Codes>
-static inline Vi32 group_sum(Codes& codes, int g, const int8_t* q, const int16_t*, const int16_t* sum16) {
+[[gnu::always_inline]] static inline Vi32 group_sum(Codes& codes, int g, const int8_t* q, const int16_t*,
+                                                    const int16_t* sum16) {
   if constexpr (Codes::kSigned) {
     return OwnGridSum<Codes>::kExists ? OwnGridSum<Codes>::run(codes, g, q) : grid_sum(codes, g, q);
   }

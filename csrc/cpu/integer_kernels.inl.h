@@ -1,0 +1,14 @@
+// Included after gemv.inl.h and gemm.inl.h by an ISA file that takes both loops for every format.
+
+// The table entries of a format; a float format has no integer kernels.
+template <class Block, bool kFloat = Block::kIsFloat != 0>
+struct IntegerKernels {
+  static constexpr GemvFn kGemv = gemv<Block>;
+  static constexpr GemmFn kGemm = gemm<Block>;
+};
+
+template <class Block>
+struct IntegerKernels<Block, true> {
+  static constexpr GemvFn kGemv = nullptr;
+  static constexpr GemmFn kGemm = nullptr;
+};
