@@ -71,6 +71,7 @@ struct Plan {
   static constexpr bool kMinimum = kMinimumV;
   static constexpr bool kFloatOffset = kFloatOffsetV;
   static constexpr bool kSigned = false;
+  static constexpr bool kShortLoop = false;
 };
 
 // ---- 2-bit codes, four of them to a byte: byte m of 32 holds the columns m, m + 32, m + 64, m + 96 ----

@@ -41,19 +41,22 @@ struct Panel {
   // Returns the groups that exist.
   int unpack(const uint8_t* body, const uint8_t* tail, int64_t first_tile, int64_t tiles_left) {
     using T = Tile<Block>;
-    using Lines = LinesAhead<T>;
     constexpr int kTilesInPanel = kPanelGroups / Codes::kGroups;
     const int n_tiles = tiles_left < kTilesInPanel ? static_cast<int>(tiles_left) : kTilesInPanel;
     for (int t = 0; t < n_tiles; ++t) {
       for (int p = 0; p < kParts; ++p) {
         const uint8_t* tile = body + (first_tile + t) * (T::kWords * 4 * kTileRows);
-        const uint8_t* ahead = Lines::first(tile, p);
         Codes codes(tile + p * kVectorBytes,
                     tail + (first_tile + t) * (T::kTailBytes * kTileRows) + p * kVectorBytes / 4 * T::kTailItem);
+        if constexpr (Codes::kShortLoop) {
+#pragma GCC unroll 1
+          for (int g = 0; g < Codes::kGroups; g += 2) {
+            unpack_group(codes, g, g, p);
+            unpack_group(codes, g + 1, g + 1, p);
+          }
+        } else {
 #pragma GCC unroll 8
-        for (int g = 0; g < Codes::kGroups; ++g) {
-          for (int line = Lines::end(g - 1); line < Lines::end(g); ++line) prefetch(ahead + 64 * line, codes.body);
-          unpack_group(codes, g, t * Codes::kGroups + g, p);
+          for (int g = 0; g < Codes::kGroups; ++g) unpack_group(codes, g, t * Codes::kGroups + g, p);
         }
         factor[t][p] = codes.factor();
         if constexpr (Codes::kMinimum) minimum_factor[p] = codes.minimum_factor();
@@ -129,15 +132,20 @@ static inline void panel_group(const Panel<Block>& panel, int g, const Activatio
   }
 }
 
-// kCount tokens: out[token][row] = or += the panel's part
+// kCount tokens: out[token][row] = or += the panel's part. ahead: memory that is wanted soon, or null
 template <class Block, int kCount>
 static inline void panel_times(const Panel<Block>& panel, int n_groups, const Activations& x, const int32_t* token,
-                               int64_t column, bool first, float* out, int64_t out_stride) {
+                               int64_t column, bool first, float* out, int64_t out_stride, const uint8_t* ahead) {
+  using T = Tile<Block>;
+  constexpr int kLines = (T::kWords * 256 / T::kColumns + kPanelGroups - 1) / kPanelGroups;  // for each group
   Vf32 acc[kCount][kParts] = {};
   Vf32 minimum[kCount][kParts] = {};
   int64_t at[kCount];
   for (int i = 0; i < kCount; ++i) at[i] = token[i] * x.token_stride + column;
-  for (int g = 0; g < n_groups; ++g) panel_group<Block, kCount>(panel, g, x, at, acc, minimum);
+  for (int g = 0; g < n_groups; ++g) {
+    for (int line = 0; ahead && line < kLines; ++line) __builtin_prefetch(ahead + 64 * (g * kLines + line));
+    panel_group<Block, kCount>(panel, g, x, at, acc, minimum);
+  }
   for (int i = 0; i < kCount; ++i) {
     for (int p = 0; p < kParts; ++p) {
       Vf32 sum = acc[i][p];
@@ -163,16 +171,20 @@ static void gemm_tiles(const TileRows& rows, const Activations& x, const int32_t
     for (int64_t t = 0; t < count; t += kTilesInPanel) {
       const int n_groups = panel.unpack(body, tail, t, count - t);
       const int64_t column = t * T::kColumns;
+      const uint8_t* ahead = body + t * (T::kWords * 4 * kTileRows) + 8192;
       int64_t at = 0;
       for (; at + 4 <= n_tokens; at += 4) {
-        panel_times<Block, 4>(panel, n_groups, x, token + at, column, t == 0, y + at * out_stride, out_stride);
+        panel_times<Block, 4>(panel, n_groups, x, token + at, column, t == 0, y + at * out_stride, out_stride,
+                              at == 0 ? ahead : nullptr);
       }
       if (at + 2 <= n_tokens) {
-        panel_times<Block, 2>(panel, n_groups, x, token + at, column, t == 0, y + at * out_stride, out_stride);
+        panel_times<Block, 2>(panel, n_groups, x, token + at, column, t == 0, y + at * out_stride, out_stride,
+                              at == 0 ? ahead : nullptr);
         at += 2;
       }
       if (at < n_tokens) {
-        panel_times<Block, 1>(panel, n_groups, x, token + at, column, t == 0, y + at * out_stride, out_stride);
+        panel_times<Block, 1>(panel, n_groups, x, token + at, column, t == 0, y + at * out_stride, out_stride,
+                              at == 0 ? ahead : nullptr);
       }
     }
   }

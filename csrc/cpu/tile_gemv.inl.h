@@ -31,6 +31,7 @@ template <class Codes>
 template <class T>
 struct LinesAhead {
   static constexpr int kLines = (T::kWords + kParts - 1) / kParts;
+  static constexpr int kOfTwoGroups = (kLines + 3) / 4;
   static constexpr int end(int g) { return (g + 1) * kLines * 32 / T::kColumns; }
   static inline const uint8_t* first(const uint8_t* tile, int part) { return tile + 8192 + 64 * kLines * part; }
 };
@@ -64,13 +65,27 @@ static inline Vf32 panel_dot(const uint8_t* body, const uint8_t* tail, int64_t n
   } else {
     Codes codes(body, tail);
     Vf32 minimum{};
-#pragma GCC unroll 8
-    for (int g = 0; g < 8; ++g) {
-      for (int line = Lines::end(g - 1); line < Lines::end(g); ++line) prefetch(ahead + 64 * line, q);
+    const auto group = [&](int g) {
       const Vf32 x_scale = scale[g] - Vf32{};  // a broadcast; zero plus it would be an addition
       acc = fma(sum_of(codes, g, q + 32 * g, sum8 + 4 * g, sum16 + 2 * g), x_scale, acc);
       if constexpr (Codes::kMinimum) {
         minimum = fma(float_of(pair_dot(codes.minima(g), sum16 + 2 * g)), x_scale, minimum);
+      }
+    };
+    if constexpr (Codes::kShortLoop) {
+      // Eight groups in a row would be more instructions than the processor keeps decoded.
+#pragma GCC unroll 1
+      for (int g = 0; g < 8; g += 2) {
+        for (int line = 0; line < Lines::kOfTwoGroups; ++line) prefetch(ahead + 64 * line, q);
+        ahead += 64 * Lines::kOfTwoGroups;
+        group(g);
+        group(g + 1);
+      }
+    } else {
+#pragma GCC unroll 8
+      for (int g = 0; g < 8; ++g) {
+        for (int line = Lines::end(g - 1); line < Lines::end(g); ++line) prefetch(ahead + 64 * line, q);
+        group(g);
       }
     }
     acc *= codes.factor();

@@ -37,6 +37,7 @@ struct GridCodes : Plan<8, 2 * kOffsetV, kOffsetV, kScalesV>, TileBody {
 
 template <>
 struct TileCodes<Iq2Xxs> : GridCodes<TileCodes<Iq2Xxs>, 43, 43, 1> {
+  static constexpr bool kShortLoop = true;
   using GridCodes::GridCodes;
   inline const uint8_t* numbers(int g) const { return body + 64 * (2 * g); }
   inline void magnitudes(int g, Vu8* code) const { grid8(kIq2XxsGrid, numbers(g), code); }
@@ -111,6 +112,7 @@ struct TileCodes<Iq2S> : GridCodes<TileCodes<Iq2S>, 43, 43, 2> {
 
 template <>
 struct TileCodes<Iq3Xxs> : GridCodes<TileCodes<Iq3Xxs>, 62, 62, 1> {
+  static constexpr bool kShortLoop = true;
   using GridCodes::GridCodes;
   inline void magnitudes(int g, Vu8* code) const {
     grid4(kIq3XxsGrid, body + 64 * (2 * g), code);
@@ -123,6 +125,7 @@ struct TileCodes<Iq3Xxs> : GridCodes<TileCodes<Iq3Xxs>, 62, 62, 1> {
 
 template <>
 struct TileCodes<Iq3S> : GridCodes<TileCodes<Iq3S>, 15, 15, 1> {
+  static constexpr bool kShortLoop = true;
   RowNumbers next[2][2];
   inline TileCodes(const uint8_t* body_, const uint8_t* tail_) : GridCodes(body_, tail_) { prepare(0); }
   inline void prepare(int g) {
