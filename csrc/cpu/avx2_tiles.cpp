@@ -6,9 +6,9 @@
 //   sums  = vpaddw(...)                      while the sum of pairs stays below 2^15
 //   acc   = vpaddd(vpmaddwd(sums, scale))    the integer scale rides in the addition of pairs
 //
-// Codebook rows of 8 columns come by scalar loads: rows 0 1 4 5 and 2 3 6 7 fill two vectors, two vshufps make of them
-// the columns 0 .. 3 and 4 .. 7 of rows 0 .. 7. Signs walk through the top bit of each byte by doubling, where vpblendvb
-// takes the activation or its negative.
+// Codebook rows of 8 columns come by scalar loads, their numbers two at a time: rows 0 1 4 5 and 2 3 6 7 fill two vectors,
+// two vshufps make of them the columns 0 .. 3 and 4 .. 7 of rows 0 .. 7. Three loads a cycle bound these kernels. Signs
+// walk through the top bit of each byte by doubling, where vpblendvb takes the activation or its negative.
 #include <immintrin.h>
 
 #include "../tiles/tiles.h"
@@ -150,35 +150,23 @@ struct RowNumbers {
   }
 };
 
-// Row number i of row r: of 8-bit numbers, which lie in the tile, or of RowNumbers
-static inline uint32_t number_of(const uint8_t* index, int r, int i) { return index[4 * r + i]; }
-static inline uint32_t number_of(const RowNumbers& n, int r, int i) {
-  return n.number[4 * (r & 1) + 16 * (r >> 1 & 1) + 8 * (r >> 2) + i];
-}
-
-// The numbers i and i + 1 of row r, i even. By one load where little else is done than looking up rows: three loads a
-// cycle are what that waits for. Where rows are unpacked, a load each is better than shifts.
+// The row numbers i and i + 1 of row r, i even: of 8-bit numbers, which lie in the tile, or of RowNumbers. One load gives
+// both: three loads a cycle are what looking up rows waits for.
 struct NumberPair {
   uint32_t first;
   uint32_t second;
 };
-enum class By { one_load, two_loads };
-
-static inline NumberPair pair_at(const uint8_t* index, int r, int i) {
+static inline NumberPair numbers_of(const uint8_t* index, int r, int i) {
   uint16_t memory = 0;
   __builtin_memcpy(&memory, index + 4 * r + i, sizeof(memory));
   uint32_t both = memory;
   asm("" : "+r"(both));  // of 32 bits: shifts of 16 take an instruction more
   return NumberPair{both & 0xffu, both >> 8};
 }
-static inline NumberPair pair_at(const RowNumbers& n, int r, int i) {
+static inline NumberPair numbers_of(const RowNumbers& n, int r, int i) {
   uint32_t both = 0;
   __builtin_memcpy(&both, n.number + 4 * (r & 1) + 16 * (r >> 1 & 1) + 8 * (r >> 2) + i, sizeof(both));
   return NumberPair{both & 0xffffu, both >> 16};
-}
-template <By kBy, class Numbers>
-static inline NumberPair numbers_of(const Numbers& n, int r, int i) {
-  return kBy == By::one_load ? pair_at(n, r, i) : NumberPair{number_of(n, r, i), number_of(n, r, i + 1)};
 }
 
 // A row of the codebook joins a vector at its place by a load that begins as much before it, and a blend: no shuffle.
@@ -192,14 +180,14 @@ static inline __m128i two_rows(const uint64_t* a, const uint64_t* b) {
 }
 
 // Columns 8 i .. 8 i + 7 of the rows r, r + 1, r + 4, r + 5, for i = 0 .. 3
-template <By kBy, int kRows, class Numbers>
+template <int kRows, class Numbers>
 static inline void rows_of_8(const Codebook<uint64_t, kRows>& grid, const Numbers& numbers, int r, __m256i* rows) {
 #pragma GCC unroll 2
   for (int i = 0; i < 4; i += 2) {
-    const NumberPair a = numbers_of<kBy>(numbers, r, i);
-    const NumberPair b = numbers_of<kBy>(numbers, r + 1, i);
-    const NumberPair c = numbers_of<kBy>(numbers, r + 4, i);
-    const NumberPair d = numbers_of<kBy>(numbers, r + 5, i);
+    const NumberPair a = numbers_of(numbers, r, i);
+    const NumberPair b = numbers_of(numbers, r + 1, i);
+    const NumberPair c = numbers_of(numbers, r + 4, i);
+    const NumberPair d = numbers_of(numbers, r + 5, i);
     const auto row = [&](uint32_t number) { return grid.row + number; };
     rows[i] = _mm256_set_m128i(two_rows(row(c.first), row(d.first)), two_rows(row(a.first), row(b.first)));
     rows[i + 1] = _mm256_set_m128i(two_rows(row(c.second), row(d.second)), two_rows(row(a.second), row(b.second)));
@@ -211,8 +199,8 @@ template <int kRows, class Numbers>
 static inline void grid8(const Codebook<uint64_t, kRows>& grid, const Numbers& numbers, Vu8* code) {
   __m256i even[4];
   __m256i odd[4];
-  rows_of_8<By::two_loads>(grid, numbers, 0, even);
-  rows_of_8<By::two_loads>(grid, numbers, 2, odd);
+  rows_of_8(grid, numbers, 0, even);
+  rows_of_8(grid, numbers, 2, odd);
 #pragma GCC unroll 4
   for (int i = 0; i < 4; ++i) {
     const __m256 a = _mm256_castsi256_ps(even[i]);
@@ -227,12 +215,12 @@ struct FourRows {
   __m128i first;
   __m128i second;
 };
-template <By kBy, int kRows, class Numbers>
+template <int kRows, class Numbers>
 static inline FourRows four_rows(const Codebook<uint32_t, kRows>& grid, const Numbers& numbers, int r, int i) {
-  const NumberPair n0 = numbers_of<kBy>(numbers, r, i);
-  const NumberPair n1 = numbers_of<kBy>(numbers, r + 1, i);
-  const NumberPair n2 = numbers_of<kBy>(numbers, r + 2, i);
-  const NumberPair n3 = numbers_of<kBy>(numbers, r + 3, i);
+  const NumberPair n0 = numbers_of(numbers, r, i);
+  const NumberPair n1 = numbers_of(numbers, r + 1, i);
+  const NumberPair n2 = numbers_of(numbers, r + 2, i);
+  const NumberPair n3 = numbers_of(numbers, r + 3, i);
   const auto join = [&](uint32_t a, uint32_t b, uint32_t c, uint32_t d) {
     const __m128i one = _mm_loadu_si128(reinterpret_cast<const __m128i*>(grid.row + a));
     return joined<3>(joined<2>(joined<1>(one, grid.row + b), grid.row + c), grid.row + d);
@@ -241,10 +229,10 @@ static inline FourRows four_rows(const Codebook<uint32_t, kRows>& grid, const Nu
 }
 
 // The same of rows 0 .. 7
-template <By kBy, int kRows, class Numbers>
+template <int kRows, class Numbers>
 static inline void rows_of_4(const Codebook<uint32_t, kRows>& grid, const Numbers& numbers, int i, __m256i* rows) {
-  const FourRows low = four_rows<kBy>(grid, numbers, 0, i);
-  const FourRows high = four_rows<kBy>(grid, numbers, 4, i);
+  const FourRows low = four_rows(grid, numbers, 0, i);
+  const FourRows high = four_rows(grid, numbers, 4, i);
   rows[0] = _mm256_set_m128i(high.first, low.first);
   rows[1] = _mm256_set_m128i(high.second, low.second);
 }
@@ -255,7 +243,7 @@ static inline void grid4(const Codebook<uint32_t, kRows>& grid, const Numbers& n
 #pragma GCC unroll 2
   for (int i = 0; i < 4; i += 2) {
     __m256i rows[2];
-    rows_of_4<By::two_loads>(grid, numbers, i, rows);
+    rows_of_4(grid, numbers, i, rows);
     code[i] = reinterpret_cast<Vu8>(rows[0]);
     code[i + 1] = reinterpret_cast<Vu8>(rows[1]);
   }
@@ -305,7 +293,7 @@ static inline __m256i sum_of_8(const Codebook<uint64_t, kRows>& grid, const Numb
                                __m256i sign, __m256i first, __m256i second) {
   __m256i rows[4];
   __m256i pairs[4];
-  rows_of_8<By::one_load>(grid, numbers, r, rows);
+  rows_of_8(grid, numbers, r, rows);
 #pragma GCC unroll 4
   for (int i = 3; i >= 0; --i) {
     const __m256i minus = _mm256_sub_epi8(_mm256_setzero_si256(), x[i]);
@@ -412,7 +400,7 @@ static inline Vi32 sum_of_grid4(const Codebook<uint32_t, kRows>& grid, const Num
   for (int i = 3; i >= 0; --i) {
     // The columns 8 i .. 8 i + 7 are the vectors 2 i and 2 i + 1.
     __m256i rows[2];
-    rows_of_4<By::one_load>(grid, i < 2 ? low : high, 2 * i % 4, rows);
+    rows_of_4(grid, i < 2 ? low : high, 2 * i % 4, rows);
     const __m256i xa = raw(negate_where(broadcast4(q + 8 * i), reinterpret_cast<Vu8>(even)));
     const __m256i first = _mm256_maddubs_epi16(rows[0], xa);
     const __m256i xb = raw(negate_where(broadcast4(q + 8 * i + 4), reinterpret_cast<Vu8>(odd)));
