@@ -270,20 +270,19 @@ static inline __m256i broadcast8(const int8_t* q) {
   return _mm256_set1_epi64x(eight);
 }
 
-// Byte b of the lanes 0 and 1 (kHigh: 2 and 3) of each half as four 16-bit numbers
+// Byte 0 of the lanes 0 and 1 (kHigh: 2 and 3) of each half as four 16-bit numbers
 template <bool kHigh>
-static inline __m256i byte_four_times(Vu32 v, int b) {
-  const int first = 0x80008000 | 0x00010001 * (b + 8 * kHigh);
+static inline __m256i byte_four_times(Vu32 v) {
+  constexpr int first = static_cast<int>(0x80008000u | 0x00010001u * (8 * kHigh));
   const __m256i order = _mm256_setr_epi32(first, first, first + 0x00040004, first + 0x00040004, first, first,
                                           first + 0x00040004, first + 0x00040004);
   return _mm256_shuffle_epi8(raw(v), order);
 }
 
-// Byte number `byte` of each lane of the two is the scale of the first and of the second 16 columns.
+// Byte 0 of each lane of the two is the scale of the first and of the second 16 columns.
 struct TwoScales {
   Vu32 first;
   Vu32 second;
-  int byte;
 };
 
 // The sums of rows r, r + 1, r + 4, r + 5. sign: bit 7 of each byte belongs to the columns 24 .. 31; scale of the first
@@ -311,10 +310,10 @@ static inline Vi32 sum_of_grid8(const Codebook<uint64_t, kRows>& grid, const Num
   // The upper nibbles belong to the upper four columns; what comes from the byte below stays under bit 7.
   const __m256i odd = raw(signs);
   const __m256i even = _mm256_slli_epi16(odd, 4);
-  const __m256i low = sum_of_8(grid, numbers, 0, x, _mm256_unpacklo_epi32(even, odd),
-                               byte_four_times<false>(s.first, s.byte), byte_four_times<false>(s.second, s.byte));
-  const __m256i high = sum_of_8(grid, numbers, 2, x, _mm256_unpackhi_epi32(even, odd),
-                                byte_four_times<true>(s.first, s.byte), byte_four_times<true>(s.second, s.byte));
+  const __m256i low = sum_of_8(grid, numbers, 0, x, _mm256_unpacklo_epi32(even, odd), byte_four_times<false>(s.first),
+                               byte_four_times<false>(s.second));
+  const __m256i high = sum_of_8(grid, numbers, 2, x, _mm256_unpackhi_epi32(even, odd), byte_four_times<true>(s.first),
+                                byte_four_times<true>(s.second));
   const __m256 a = _mm256_castsi256_ps(low);
   const __m256 b = _mm256_castsi256_ps(high);
   return reinterpret_cast<Vi32>(_mm256_castps_si256(_mm256_shuffle_ps(a, b, 0x88))) +
@@ -326,23 +325,21 @@ struct OwnGridSum<TileCodes<Iq2Xxs>> {
   static constexpr bool kExists = true;
   static inline Vi32 run(TileCodes<Iq2Xxs>& c, int g, const int8_t* q) {
     const Vu32 odd = c.odd(g);
-    return sum_of_grid8(kIq2XxsGrid, c.numbers(g), q, c.signs(g), TwoScales{odd, odd, 0});
+    return sum_of_grid8(kIq2XxsGrid, c.numbers(g), q, c.signs(g), TwoScales{odd, odd});
   }
 };
 template <>
 struct OwnGridSum<TileCodes<Iq2Xs>> {
   static constexpr bool kExists = true;
   static inline Vi32 run(TileCodes<Iq2Xs>& c, int g, const int8_t* q) {
-    return sum_of_grid8(kIq2XsGrid, c.numbers(g), q, c.signs(g),
-                        TwoScales{c.nibble.odd[0][g / 4], c.nibble.odd[1][g / 4], g % 4});
+    return sum_of_grid8(kIq2XsGrid, c.numbers(g), q, c.signs(g), TwoScales{c.nibble.of(g, 0), c.nibble.of(g, 1)});
   }
 };
 template <>
 struct OwnGridSum<TileCodes<Iq2S>> {
   static constexpr bool kExists = true;
   static inline Vi32 run(TileCodes<Iq2S>& c, int g, const int8_t* q) {
-    return sum_of_grid8(kIq2SGrid, c.numbers(g), q, c.signs(g),
-                        TwoScales{c.nibble.odd[0][g / 4], c.nibble.odd[1][g / 4], g % 4});
+    return sum_of_grid8(kIq2SGrid, c.numbers(g), q, c.signs(g), TwoScales{c.nibble.of(g, 0), c.nibble.of(g, 1)});
   }
 };
 

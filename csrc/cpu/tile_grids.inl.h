@@ -58,7 +58,9 @@ struct NibbleScales {
     odd[1][0] = ((a >> 3) & (low << 1)) + one;
     odd[1][1] = ((b >> 3) & (low << 1)) + one;
   }
-  inline Vi16 twice(int g, int half) const { return byte_twice(odd[half], g); }
+  // Byte 0: of group g
+  inline Vu32 of(int g, int half) const { return odd[half][g / 4] >> (8 * (g % 4)); }
+  inline Vi16 twice(int g, int half) const { return byte_pair(of(g, half), 0, 0); }
   inline Vi16 pair(int g) const {
     const Vu32 low = splat(0x0000ffffu);
     return reinterpret_cast<Vi16>((reinterpret_cast<Vu32>(twice(g, 0)) & low) |
@@ -68,6 +70,7 @@ struct NibbleScales {
 
 template <>
 struct TileCodes<Iq2Xs> : GridCodes<TileCodes<Iq2Xs>, 43, 43, 2> {
+  static constexpr bool kShortLoop = true;
   NibbleScales nibble;
   RowNumbers next[2];
   inline TileCodes(const uint8_t* body_, const uint8_t* tail_) : GridCodes(body_, tail_), nibble(word(16), word(17)) {
@@ -92,6 +95,7 @@ struct TileCodes<Iq2Xs> : GridCodes<TileCodes<Iq2Xs>, 43, 43, 2> {
 
 template <>
 struct TileCodes<Iq2S> : GridCodes<TileCodes<Iq2S>, 43, 43, 2> {
+  static constexpr bool kShortLoop = true;
   NibbleScales nibble;
   RowNumbers next[2];
   inline TileCodes(const uint8_t* body_, const uint8_t* tail_) : GridCodes(body_, tail_), nibble(word(18), word(19)) {
