@@ -18,6 +18,8 @@ namespace lutkern {
 namespace {
 
 enum : int { kVectorBytes = 32, kParts = kTileRows * 4 / kVectorBytes };
+// Eight groups in a row would be more instructions than the processor keeps decoded.
+constexpr bool kLoopOverBigGroups = true;
 
 #include "tile_vectors.inl.h"
 

@@ -41,6 +41,7 @@ namespace lutkern {
 namespace {
 
 enum : int { kVectorBytes = 64, kParts = 1 };
+constexpr bool kLoopOverBigGroups = false;
 
 #include "tile_vectors.inl.h"
 

@@ -5,6 +5,7 @@
 // activations, so 16 activations are one load. Its bytes are signed, and all codes are below 128.
 
 enum : int { kVectorBytes = 16, kParts = kTileRows * 4 / kVectorBytes };
+constexpr bool kLoopOverBigGroups = false;
 
 #include "tile_vectors.inl.h"
 

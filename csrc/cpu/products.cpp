@@ -11,7 +11,7 @@ namespace {
 constexpr int64_t kWeightsPerTask = 32768;  // some microseconds of work: far more than handing out a task costs
 constexpr int64_t kChunk = 256;             // columns that go from tiles back to blocks together
 constexpr int64_t kSlab = 64;               // tokens whose results wait on the stack
-constexpr int64_t kRepackTokens = 4;        // from here on blocks are cut into tiles first
+constexpr int64_t kRepackTokens = 6;        // from here on blocks are cut into tiles first
 
 Activations one_token(const Prepared& x, int64_t token) {
   Activations out = x.integers();

@@ -11,6 +11,7 @@
 //   above(a, b), hidden(v), three_times(v)          for digits of base 3
 //   halves(p), floats_of_halves(v), widen_u8(p), widen_u16(p), float_of(v), fma(a, b, c)
 //   grid8, grid4, RowNumbers        codebook rows, see avx2_tiles.cpp
+//   kLoopOverBigGroups              whether the eight big groups of a tile are a loop, not unrolled
 //
 // TileCodes<Block>(body, tail) is one part of a tile: as many rows as a vector has lanes of 32 bits. 32 columns are a
 // group, a group is 8 vectors of codes; groups are asked for in order, 0 first.
@@ -23,6 +24,7 @@
 //   kScales          0: no integer scale; 1: one for the group; 2: one for each 16 columns
 //   kMinimum         integer minima, one for each 16 columns
 //   kFloatOffset     a float offset, one for the group
+//   kBigGroup        a group takes more than a hundred instructions
 //   codes(g, Vu8*)    the 8 vectors of codes
 //   scales(g)        Vi16 pairs: scale of the first 16 columns, of the second 16 columns
 //   minima(g)        the same for the minima
@@ -71,7 +73,7 @@ struct Plan {
   static constexpr bool kMinimum = kMinimumV;
   static constexpr bool kFloatOffset = kFloatOffsetV;
   static constexpr bool kSigned = false;
-  static constexpr bool kShortLoop = false;
+  static constexpr bool kBigGroup = false;
 };
 
 // ---- 2-bit codes, four of them to a byte: byte m of 32 holds the columns m, m + 32, m + 64, m + 96 ----

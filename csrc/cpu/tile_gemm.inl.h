@@ -48,7 +48,7 @@ struct Panel {
         const uint8_t* tile = body + (first_tile + t) * (T::kWords * 4 * kTileRows);
         Codes codes(tile + p * kVectorBytes,
                     tail + (first_tile + t) * (T::kTailBytes * kTileRows) + p * kVectorBytes / 4 * T::kTailItem);
-        if constexpr (Codes::kShortLoop) {
+        if constexpr (Codes::kBigGroup && kLoopOverBigGroups) {
 #pragma GCC unroll 1
           for (int g = 0; g < Codes::kGroups; g += 2) {
             unpack_group(codes, g, g, p);

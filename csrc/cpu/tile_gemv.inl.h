@@ -65,15 +65,14 @@ static inline Vf32 panel_dot(const uint8_t* body, const uint8_t* tail, int64_t n
   } else {
     Codes codes(body, tail);
     Vf32 minimum{};
-    const auto group = [&](int g) {
+    const auto group = [&](int g) __attribute__((always_inline)) {
       const Vf32 x_scale = scale[g] - Vf32{};  // a broadcast; zero plus it would be an addition
       acc = fma(sum_of(codes, g, q + 32 * g, sum8 + 4 * g, sum16 + 2 * g), x_scale, acc);
       if constexpr (Codes::kMinimum) {
         minimum = fma(float_of(pair_dot(codes.minima(g), sum16 + 2 * g)), x_scale, minimum);
       }
     };
-    if constexpr (Codes::kShortLoop) {
-      // Eight groups in a row would be more instructions than the processor keeps decoded.
+    if constexpr (Codes::kBigGroup && kLoopOverBigGroups) {
 #pragma GCC unroll 1
       for (int g = 0; g < 8; g += 2) {
         for (int line = 0; line < Lines::kOfTwoGroups; ++line) prefetch(ahead + 64 * line, q);

@@ -37,7 +37,7 @@ struct GridCodes : Plan<8, 2 * kOffsetV, kOffsetV, kScalesV>, TileBody {
 
 template <>
 struct TileCodes<Iq2Xxs> : GridCodes<TileCodes<Iq2Xxs>, 43, 43, 1> {
-  static constexpr bool kShortLoop = true;
+  static constexpr bool kBigGroup = true;
   using GridCodes::GridCodes;
   inline const uint8_t* numbers(int g) const { return body + 64 * (2 * g); }
   inline void magnitudes(int g, Vu8* code) const { grid8(kIq2XxsGrid, numbers(g), code); }
@@ -70,7 +70,7 @@ struct NibbleScales {
 
 template <>
 struct TileCodes<Iq2Xs> : GridCodes<TileCodes<Iq2Xs>, 43, 43, 2> {
-  static constexpr bool kShortLoop = true;
+  static constexpr bool kBigGroup = true;
   NibbleScales nibble;
   RowNumbers next[2];
   inline TileCodes(const uint8_t* body_, const uint8_t* tail_) : GridCodes(body_, tail_), nibble(word(16), word(17)) {
@@ -95,7 +95,7 @@ struct TileCodes<Iq2Xs> : GridCodes<TileCodes<Iq2Xs>, 43, 43, 2> {
 
 template <>
 struct TileCodes<Iq2S> : GridCodes<TileCodes<Iq2S>, 43, 43, 2> {
-  static constexpr bool kShortLoop = true;
+  static constexpr bool kBigGroup = true;
   NibbleScales nibble;
   RowNumbers next[2];
   inline TileCodes(const uint8_t* body_, const uint8_t* tail_) : GridCodes(body_, tail_), nibble(word(18), word(19)) {
@@ -116,7 +116,7 @@ struct TileCodes<Iq2S> : GridCodes<TileCodes<Iq2S>, 43, 43, 2> {
 
 template <>
 struct TileCodes<Iq3Xxs> : GridCodes<TileCodes<Iq3Xxs>, 62, 62, 1> {
-  static constexpr bool kShortLoop = true;
+  static constexpr bool kBigGroup = true;
   using GridCodes::GridCodes;
   inline void magnitudes(int g, Vu8* code) const {
     grid4(kIq3XxsGrid, body + 64 * (2 * g), code);
@@ -129,7 +129,7 @@ struct TileCodes<Iq3Xxs> : GridCodes<TileCodes<Iq3Xxs>, 62, 62, 1> {
 
 template <>
 struct TileCodes<Iq3S> : GridCodes<TileCodes<Iq3S>, 15, 15, 1> {
-  static constexpr bool kShortLoop = true;
+  static constexpr bool kBigGroup = true;
   RowNumbers next[2][2];
   inline TileCodes(const uint8_t* body_, const uint8_t* tail_) : GridCodes(body_, tail_) { prepare(0); }
   inline void prepare(int g) {
