@@ -81,6 +81,18 @@ def test_matmul_rows_of_tiles_are_matvecs_to_the_bit(fmt, isa, tokens):
         assert np.array_equal(y[token], lutkern.matvec(t, x[token]))
 
 
+@pytest.mark.parametrize("exact", [False, True], ids=["int8", "exact"])
+def test_tokens_in_parts_are_the_reference(layout, isa, exact):
+    """So many tokens that they meet the weights in three parts: of 31, 31 and 30 tokens."""
+    t = random_tensor(by_name("iq2_xs"), (19, 12800), layout=layout)
+    x = activations(92, 12800)
+    y = np.full((92, 19), np.nan, np.float32)
+    lutkern.matmul(t, x, out=y, exact=exact)
+    error = np.abs(y - reference.matmul(t, x, exact=exact))
+    assert np.all(error <= reference.fp32_bound(t, x, n_ulp=N_ULP, exact=exact))
+
+
+
 def test_one_hot_gives_a_column(fmt, layout, isa):
     t = random_tensor(fmt, (9, 300), layout=layout)
     w = lutkern.dequantize(t)
