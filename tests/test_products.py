@@ -92,7 +92,6 @@ def test_tokens_in_parts_are_the_reference(layout, isa, exact):
     assert np.all(error <= reference.fp32_bound(t, x, n_ulp=N_ULP, exact=exact))
 
 
-
 def test_one_hot_gives_a_column(fmt, layout, isa):
     t = random_tensor(fmt, (9, 300), layout=layout)
     w = lutkern.dequantize(t)
