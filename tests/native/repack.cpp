@@ -43,6 +43,17 @@ Bytes random_bytes(int64_t n) {
 
 uint32_t bit(uint32_t word, int place) { return (word >> place) & 1u; }
 
+// Nibble n is the exclusive or of the nibbles 0 .. n; the last one stays.
+uint32_t running(uint32_t by_byte) {
+  uint32_t out = by_byte & 0xf0000000u;
+  uint32_t sum = 0;
+  for (int n = 0; n < 7; ++n) {
+    sum ^= (by_byte >> (4 * n)) & 15u;
+    out |= sum << (4 * n);
+  }
+  return out;
+}
+
 void check_bits() {
   for (int i = 0; i < 1000; ++i) {
     const uint32_t word = i < 32 ? 1u << i : random_word();
@@ -60,8 +71,17 @@ void check_bits() {
       for (int b = 0; b < 7; ++b) signs |= bit(word, 7 * k + b) << (8 * k + b);
       signs |= bit(word, 28 + k) << (8 * k + 7);
     }
-    if (signs_and_extra(word) != bits_by_byte(signs)) fail("signs_and_extra of %08x", word);
-    if (sevens_and_extra(bits_by_byte(signs)) != word) fail("sevens_and_extra of %08x", signs);
+    const uint32_t stored = running(bits_by_byte(signs));
+    if (signs_and_extra(word) != stored) fail("signs_and_extra of %08x", word);
+    if (sevens_and_extra(stored) != word) fail("sevens_and_extra of %08x", stored);
+    const uint32_t all_signs = bits_by_byte(signs_of_running(stored));
+    for (int k = 0; k < 4; ++k) {
+      const uint32_t eight = (all_signs >> (8 * k)) & 255u;
+      if ((eight & 127u) != ((word >> (7 * k)) & 127u)) fail("signs_of_running of %08x: signs %d", stored, k);
+      uint32_t sum = 0;
+      for (int b = 0; b < 8; ++b) sum ^= bit(eight, b);
+      if (sum != 0) fail("signs_of_running of %08x: the number of minus signs %d is odd", stored, k);
+    }
   }
 }
 
@@ -96,8 +116,14 @@ void check_words() {
     for (int i = 0; i < 32; ++i) {
       const uint32_t word = bytes[2 * i] | static_cast<uint32_t>(bytes[2 * i + 1]) << 8;
       if (((words[i / 4] >> (8 * (i % 4))) & 255u) != (word & 255u)) fail("iq2_xs: index %d", i);
-      const uint32_t signs = bits_by_byte(words[8 + i / 4]) >> (8 * (i % 4));
-      if ((signs & 127u) != word >> 9 || bit(signs, 7) != bit(word, 8)) fail("iq2_xs: signs %d", i);
+    }
+    for (int g = 0; g < 8; ++g) {
+      uint32_t signs = 0;
+      for (int i = 0; i < 4; ++i) {
+        const uint32_t upper = bytes[2 * (4 * g + i) + 1];
+        signs |= (upper >> 1 | (upper & 1u) << 7) << (8 * i);
+      }
+      if (words[8 + g] != running(bits_by_byte(signs))) fail("iq2_xs: signs %d", g);
     }
   }
 }
