@@ -231,15 +231,4 @@ static void gemm(const Rows& rows, const Activations& x, const int32_t* token, i
   }
 }
 
-// The table entries of a format; a float format has no integer kernels.
-template <class Block, bool kFloat = Block::kIsFloat != 0>
-struct IntegerKernels {
-  static constexpr GemvFn kGemv = gemv<Block>;
-  static constexpr GemmFn kGemm = gemm<Block>;
-};
-
-template <class Block>
-struct IntegerKernels<Block, true> {
-  static constexpr GemvFn kGemv = nullptr;
-  static constexpr GemmFn kGemm = nullptr;
-};
+#include "integer_kernels.inl.h"

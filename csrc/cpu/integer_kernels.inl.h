@@ -1,4 +1,4 @@
-// Included after gemv.inl.h and gemm.inl.h by an ISA file that takes both loops for every format.
+// Included where an ISA has defined gemv and gemm for every format.
 
 // The table entries of a format; a float format has no integer kernels.
 template <class Block, bool kFloat = Block::kIsFloat != 0>
