@@ -45,10 +45,10 @@ def structs() -> dict[str, type[ctypes.Structure]]:
 
 @functools.cache
 def kernels() -> dict[str, str]:
-    """Name of each kernel and of its struct, from kernels.h."""
-    text = (CUDA / "kernels.h").read_text(encoding="utf-8").replace("\\\n", " ")
-    lists = dict(re.findall(r"#define (LUTKERN_CUDA_\w+)\([^)]*\)(.*)", text))
-    formats = re.findall(r"X\((\w+), \w+\)", lists["LUTKERN_CUDA_TILE_FORMATS"])
+    """Name of each kernel and of its struct, from kernels.h, for the formats of gpu/tile.h."""
+    texts = [path.read_text(encoding="utf-8") for path in (CUDA / "kernels.h", CUDA.parent / "gpu" / "tile.h")]
+    lists = dict(re.findall(r"#define (LUTKERN_\w+)\([^)]*\)(.*)", "".join(texts).replace("\\\n", " ")))
+    formats = re.findall(r"X\((\w+), \w+\)", lists["LUTKERN_GPU_TILE_FORMATS"])
     of_each = re.findall(r"X\((\w+)_##name, (\w+)\)", lists["LUTKERN_CUDA_KERNELS_OF"])
     of_all = re.findall(r"X\((\w+), (\w+)\)", lists["LUTKERN_CUDA_KERNELS_OF_ALL"])
     return {f"{verb}_{f}": args for f in formats for verb, args in of_each} | dict(of_all)

@@ -2,16 +2,9 @@
 #pragma once
 #include "arguments.h"
 
-// X(name in GGUF, block type): the formats that have tiles on the device; a test that builds a part of the text names fewer
+// The formats that have tiles on the device; a test that builds a part of the text names fewer
 #if !defined(LUTKERN_CUDA_TILE_FORMATS)
-#define LUTKERN_CUDA_TILE_FORMATS(X) \
-  X(iq1_s, Iq1S)                     \
-  X(iq1_m, Iq1M)                     \
-  X(iq2_xxs, Iq2Xxs)                 \
-  X(iq2_xs, Iq2Xs)                   \
-  X(iq2_s, Iq2S)                     \
-  X(iq3_xxs, Iq3Xxs)                 \
-  X(iq3_s, Iq3S)
+#define LUTKERN_CUDA_TILE_FORMATS LUTKERN_GPU_TILE_FORMATS
 #endif
 
 // Of one tile format. to_tiles, to_blocks: repack. matvec: one token. small: 2 to 8 tokens. large: more, of quantised x.

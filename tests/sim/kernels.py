@@ -127,9 +127,9 @@ class Kernel:
 
 @cache
 def kernels() -> tuple[Kernel, ...]:
-    text = (ROOT / "csrc/cuda/kernels.h").read_text()
+    text = "".join((ROOT / "csrc" / name).read_text() for name in ("cuda/kernels.h", "gpu/tile.h"))
     macros = dict(re.findall(r"#define (\w+)\([^)]*\)((?:.*\\\n)*.*\n)", text))
-    formats = re.findall(r"X\((\w+), \w+\)", macros["LUTKERN_CUDA_TILE_FORMATS"])
+    formats = re.findall(r"X\((\w+), \w+\)", macros["LUTKERN_GPU_TILE_FORMATS"])
     out = []
     for family, args in re.findall(r"X\((\w+)_##name, (\w+)\)", macros["LUTKERN_CUDA_KERNELS_OF"]):
         out += [Kernel(f"{family}_{fmt}", family, fmt, globals()[args]) for fmt in formats]
