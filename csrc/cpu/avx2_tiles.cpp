@@ -8,7 +8,7 @@
 //
 // Codebook rows of 8 columns come by scalar loads, their numbers two at a time: rows 0 1 4 5 and 2 3 6 7 fill two vectors,
 // two vshufps make of them the columns 0 .. 3 and 4 .. 7 of rows 0 .. 7. Three loads a cycle bound these kernels. Signs
-// walk through the top bit of each byte by doubling, where vpblendvb takes the activation or its negative.
+// walk through the top bit of each byte by doubling, where vpsignb sees them.
 #include <immintrin.h>
 
 #include "../tiles/tiles.h"
@@ -19,7 +19,9 @@ namespace {
 
 enum : int { kVectorBytes = 32, kParts = kTileRows * 4 / kVectorBytes };
 // Eight groups in a row would be more instructions than the processor keeps decoded.
-constexpr bool kLoopOverBigGroups = true;
+constexpr bool kShortLoops = true;
+// A group ahead, its loads would find numbers that are still on their way to the cache.
+enum : int { kNumbersKept = 8 };
 
 #include "tile_vectors.inl.h"
 
@@ -104,10 +106,32 @@ static inline Vu8 lookup16(const int8_t* table, Vu8 index) {
   return reinterpret_cast<Vu8>(_mm256_shuffle_epi8(entries, raw(index)));
 }
 
-// x, or -x where the top bit of the byte is set
-static inline Vi8 negate_where(Vi8 x, Vu8 top) {
-  return reinterpret_cast<Vi8>(_mm256_blendv_epi8(raw(x), raw(-x), raw(top)));
+// The signs of a group (signs of tile_grids.inl.h) for vpsignb: of the vectors 1 3 5 7, of 0 2 4 6. A sign is the top bit
+// of its byte, the next one comes there by doubling, and bit 0 is set, for a byte of zero would make a number zero.
+static inline __m256i odd_signs(Vu32 signs) { return _mm256_or_si256(raw(signs), _mm256_set1_epi8(1)); }
+static inline __m256i even_signs(Vu32 signs) {
+  // What comes from the byte below stays under the top bit.
+  return _mm256_or_si256(_mm256_slli_epi16(raw(signs), 4), _mm256_set1_epi8(1));
 }
+
+template <class V>
+struct CodeSigns;
+template <>
+struct CodeSigns<Vu8> {
+  __m256i sign;
+  __m256i even;
+  __m256i middle;
+  int left = 4;
+  inline CodeSigns(Vu8 signs, int8_t offset)
+      : sign(odd_signs(reinterpret_cast<Vu32>(signs))),
+        even(even_signs(reinterpret_cast<Vu32>(signs))),
+        middle(_mm256_set1_epi8(offset)) {}
+  inline Vu8 next(Vu8 code) {
+    const __m256i plus_or_minus = _mm256_sign_epi8(raw(code), sign);
+    sign = --left == 0 ? even : _mm256_add_epi8(sign, sign);
+    return reinterpret_cast<Vu8>(_mm256_add_epi8(plus_or_minus, middle));
+  }
+};
 
 static inline Vi32 pair_dot(Vi16 pairs, const int16_t* two) {
   int32_t both = 0;
@@ -261,10 +285,7 @@ static inline void grid4(const Codebook<uint32_t, kRows>& grid, const Numbers& n
 // one row each by one addition at the end.
 
 template <class Codes>
-struct OwnGridSum {
-  static constexpr bool kExists = false;
-  static inline Vi32 run(Codes&, int, const int8_t*) { return Vi32{}; }
-};
+struct GridSum;
 
 static inline __m256i broadcast8(const int8_t* q) {
   int64_t eight = 0;
@@ -297,8 +318,7 @@ static inline __m256i sum_of_8(const Codebook<uint64_t, kRows>& grid, const Numb
   rows_of_8(grid, numbers, r, rows);
 #pragma GCC unroll 4
   for (int i = 3; i >= 0; --i) {
-    const __m256i minus = _mm256_sub_epi8(_mm256_setzero_si256(), x[i]);
-    pairs[i] = _mm256_maddubs_epi16(rows[i], _mm256_blendv_epi8(x[i], minus, sign));
+    pairs[i] = _mm256_maddubs_epi16(rows[i], _mm256_sign_epi8(x[i], sign));
     sign = _mm256_add_epi8(sign, sign);
   }
   return _mm256_add_epi32(_mm256_madd_epi16(_mm256_add_epi16(pairs[0], pairs[1]), first),
@@ -309,9 +329,8 @@ template <int kRows, class Numbers>
 static inline Vi32 sum_of_grid8(const Codebook<uint64_t, kRows>& grid, const Numbers& numbers, const int8_t* q,
                                 Vu32 signs, TwoScales s) {
   const __m256i x[4] = {broadcast8(q), broadcast8(q + 8), broadcast8(q + 16), broadcast8(q + 24)};
-  // The upper nibbles belong to the upper four columns; what comes from the byte below stays under bit 7.
-  const __m256i odd = raw(signs);
-  const __m256i even = _mm256_slli_epi16(odd, 4);
+  const __m256i odd = odd_signs(signs);
+  const __m256i even = even_signs(signs);
   const __m256i low = sum_of_8(grid, numbers, 0, x, _mm256_unpacklo_epi32(even, odd), byte_four_times<false>(s.first),
                                byte_four_times<false>(s.second));
   const __m256i high = sum_of_8(grid, numbers, 2, x, _mm256_unpackhi_epi32(even, odd), byte_four_times<true>(s.first),
@@ -323,23 +342,20 @@ static inline Vi32 sum_of_grid8(const Codebook<uint64_t, kRows>& grid, const Num
 }
 
 template <>
-struct OwnGridSum<TileCodes<Iq2Xxs>> {
-  static constexpr bool kExists = true;
+struct GridSum<TileCodes<Iq2Xxs>> {
   static inline Vi32 run(TileCodes<Iq2Xxs>& c, int g, const int8_t* q) {
     const Vu32 odd = c.odd(g);
     return sum_of_grid8(kIq2XxsGrid, c.numbers(g), q, c.signs(g), TwoScales{odd, odd});
   }
 };
 template <>
-struct OwnGridSum<TileCodes<Iq2Xs>> {
-  static constexpr bool kExists = true;
+struct GridSum<TileCodes<Iq2Xs>> {
   static inline Vi32 run(TileCodes<Iq2Xs>& c, int g, const int8_t* q) {
     return sum_of_grid8(kIq2XsGrid, c.numbers(g), q, c.signs(g), TwoScales{c.nibble.of(g, 0), c.nibble.of(g, 1)});
   }
 };
 template <>
-struct OwnGridSum<TileCodes<Iq2S>> {
-  static constexpr bool kExists = true;
+struct GridSum<TileCodes<Iq2S>> {
   static inline Vi32 run(TileCodes<Iq2S>& c, int g, const int8_t* q) {
     return sum_of_grid8(kIq2SGrid, c.numbers(g), q, c.signs(g), TwoScales{c.nibble.of(g, 0), c.nibble.of(g, 1)});
   }
@@ -391,8 +407,8 @@ template <int kLargest, int kRows, class Numbers>
 static inline Vi32 sum_of_grid4(const Codebook<uint32_t, kRows>& grid, const Numbers& low, const Numbers& high,
                                 const int8_t* q, Vu32 signs, Vi16 scale) {
   constexpr bool kFit = 8 * 127 * kLargest < 32768;  // four sums of pairs
-  __m256i odd = raw(signs);
-  __m256i even = _mm256_slli_epi16(odd, 4);
+  __m256i odd = odd_signs(signs);
+  __m256i even = even_signs(signs);
   __m256i sum = _mm256_setzero_si256();
   __m256i held{};
 #pragma GCC unroll 4
@@ -400,9 +416,9 @@ static inline Vi32 sum_of_grid4(const Codebook<uint32_t, kRows>& grid, const Num
     // The columns 8 i .. 8 i + 7 are the vectors 2 i and 2 i + 1.
     __m256i rows[2];
     rows_of_4(grid, i < 2 ? low : high, 2 * i % 4, rows);
-    const __m256i xa = raw(negate_where(broadcast4(q + 8 * i), reinterpret_cast<Vu8>(even)));
+    const __m256i xa = _mm256_sign_epi8(raw(broadcast4(q + 8 * i)), even);
     const __m256i first = _mm256_maddubs_epi16(rows[0], xa);
-    const __m256i xb = raw(negate_where(broadcast4(q + 8 * i + 4), reinterpret_cast<Vu8>(odd)));
+    const __m256i xb = _mm256_sign_epi8(raw(broadcast4(q + 8 * i + 4)), odd);
     __m256i pairs = _mm256_add_epi16(first, _mm256_maddubs_epi16(rows[1], xb));
     even = _mm256_add_epi8(even, even);
     odd = _mm256_add_epi8(odd, odd);
@@ -417,19 +433,16 @@ static inline Vi32 sum_of_grid4(const Codebook<uint32_t, kRows>& grid, const Num
 }
 
 template <>
-struct OwnGridSum<TileCodes<Iq3Xxs>> {
-  static constexpr bool kExists = true;
+struct GridSum<TileCodes<Iq3Xxs>> {
   static inline Vi32 run(TileCodes<Iq3Xxs>& c, int g, const int8_t* q) {
     const uint8_t* numbers = c.body + 64 * (2 * g);
     return sum_of_grid4<62>(kIq3XxsGrid, numbers, numbers + 64, q, c.signs(g), c.scales(g));
   }
 };
 template <>
-struct OwnGridSum<TileCodes<Iq3S>> {
-  static constexpr bool kExists = true;
+struct GridSum<TileCodes<Iq3S>> {
   static inline Vi32 run(TileCodes<Iq3S>& c, int g, const int8_t* q) {
-    if (g < 7) c.prepare(g + 1);
-    return sum_of_grid4<15>(kIq3SGrid, c.next[g % 2][0], c.next[g % 2][1], q, c.signs(g), c.scales(g));
+    return sum_of_grid4<15>(kIq3SGrid, c.next[g][0], c.next[g][1], q, c.signs(g), c.scales(g));
   }
 };
 

@@ -41,7 +41,8 @@ namespace lutkern {
 namespace {
 
 enum : int { kVectorBytes = 64, kParts = 1 };
-constexpr bool kLoopOverBigGroups = false;
+constexpr bool kShortLoops = false;
+enum : int { kNumbersKept = 2 };
 
 #include "tile_vectors.inl.h"
 
@@ -194,10 +195,13 @@ template <class V>
 struct CodeSigns;
 template <>
 struct CodeSigns<Vu8> {
-  static inline Vu8 of(Vu8 code, Vu8 top, int8_t offset) {
-    const __m512i middle = _mm512_set1_epi8(offset);
-    return reinterpret_cast<Vu8>(
-        _mm512_mask_sub_epi8(_mm512_add_epi8(middle, raw(code)), _mm512_movepi8_mask(raw(top)), middle, raw(code)));
+  Vu8 sign;
+  __m512i middle;
+  inline CodeSigns(Vu8 signs, int8_t offset) : sign(signs), middle(_mm512_set1_epi8(offset)) {}
+  inline Vu8 next(Vu8 code) {
+    const __mmask64 minus = _mm512_movepi8_mask(raw(sign));
+    sign += sign;
+    return reinterpret_cast<Vu8>(_mm512_mask_sub_epi8(_mm512_add_epi8(middle, raw(code)), minus, middle, raw(code)));
   }
 };
 
@@ -352,21 +356,9 @@ static inline void grid4(const Codebook<uint32_t, kRows>& grid, const Numbers& n
   code[3] = values_at(in_turn<1>(codes), value, 16, 19, 24, 27);
 }
 
-// x, or -x where the top bit of the byte is set
-[[maybe_unused]] static inline Vi8 negate_where(Vi8 x, Vu8 top) {
-  return reinterpret_cast<Vi8>(
-      _mm512_mask_sub_epi8(raw(x), _mm512_movepi8_mask(raw(top)), _mm512_setzero_si512(), raw(x)));
-}
-
 template <class Codes>
 struct OwnPanelSums {
   static constexpr bool kExists = false;
-};
-
-template <class Codes>
-struct OwnGridSum {
-  static constexpr bool kExists = false;
-  static inline Vi32 run(Codes&, int, const int8_t*) { return Vi32{}; }
 };
 
 // Bits shift .. of each byte, as many as mask has

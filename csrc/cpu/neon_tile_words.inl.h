@@ -5,7 +5,8 @@
 // activations, so 16 activations are one load. Its bytes are signed, and all codes are below 128.
 
 enum : int { kVectorBytes = 16, kParts = kTileRows * 4 / kVectorBytes };
-constexpr bool kLoopOverBigGroups = false;
+constexpr bool kShortLoops = false;
+enum : int { kNumbersKept = 2 };
 
 #include "tile_vectors.inl.h"
 

@@ -11,7 +11,8 @@
 //   above(a, b), hidden(v), three_times(v)          for digits of base 3
 //   halves(p), floats_of_halves(v), widen_u8(p), widen_u16(p), float_of(v), fma(a, b, c)
 //   grid8, grid4, RowNumbers        codebook rows, see avx2_tiles.cpp
-//   kLoopOverBigGroups              whether the eight big groups of a tile are a loop, not unrolled
+//   kShortLoops                     whether the groups of a tile are a loop over kUnrolled of them, not unrolled
+//   kNumbersKept                    groups that have their RowNumbers: 8 before the first is used, or 2 and so a group ahead
 //
 // TileCodes<Block>(body, tail) is one part of a tile: as many rows as a vector has lanes of 32 bits. 32 columns are a
 // group, a group is 8 vectors of codes; groups are asked for in order, 0 first.
@@ -24,7 +25,7 @@
 //   kScales          0: no integer scale; 1: one for the group; 2: one for each 16 columns
 //   kMinimum         integer minima, one for each 16 columns
 //   kFloatOffset     a float offset, one for the group
-//   kBigGroup        a group takes more than a hundred instructions
+//   kUnrolled        of the 8 groups, those whose instructions a processor keeps decoded
 //   codes(g, Vu8*)    the 8 vectors of codes
 //   scales(g)        Vi16 pairs: scale of the first 16 columns, of the second 16 columns
 //   minima(g)        the same for the minima
@@ -50,11 +51,16 @@ struct SignedCodes {
   static inline V of_iq4(V nibbles) { return lookup16(kIq4Values, nibbles); }
 };
 
-// CodeSigns: offset + code, or offset - code where the top bit of the byte is set.
+// CodeSigns: the signs of a group. next: offset + code, or offset - code where the top bit of the byte is set, which the
+// next sign then is.
 template <class V>
 struct CodeSigns {
-  static inline V of(V code, V top, int8_t offset) {
-    const Vi8 minus = Vi8(reinterpret_cast<Vi8>(top) < 0);
+  V sign;
+  int8_t offset;
+  inline CodeSigns(V signs, int8_t offset_) : sign(signs), offset(offset_) {}
+  inline V next(V code) {
+    const Vi8 minus = Vi8(reinterpret_cast<Vi8>(sign) < 0);
+    sign += sign;
     return reinterpret_cast<V>((reinterpret_cast<Vi8>(code) ^ minus) - minus + offset);
   }
 };
@@ -73,7 +79,7 @@ struct Plan {
   static constexpr bool kMinimum = kMinimumV;
   static constexpr bool kFloatOffset = kFloatOffsetV;
   static constexpr bool kSigned = false;
-  static constexpr bool kBigGroup = false;
+  static constexpr int kUnrolled = 8;
 };
 
 // ---- 2-bit codes, four of them to a byte: byte m of 32 holds the columns m, m + 32, m + 64, m + 96 ----

@@ -48,9 +48,9 @@ struct Panel {
         const uint8_t* tile = body + (first_tile + t) * (T::kWords * 4 * kTileRows);
         Codes codes(tile + p * kVectorBytes,
                     tail + (first_tile + t) * (T::kTailBytes * kTileRows) + p * kVectorBytes / 4 * T::kTailItem);
-        if constexpr (Codes::kBigGroup && kLoopOverBigGroups) {
+        if constexpr (kShortLoops && Codes::kUnrolled < 8) {
 #pragma GCC unroll 1
-          for (int g = 0; g < Codes::kGroups; g += 2) {
+          for (int g = 0; g < 8; g += 2) {
             unpack_group(codes, g, g, p);
             unpack_group(codes, g + 1, g + 1, p);
           }

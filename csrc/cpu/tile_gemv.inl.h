@@ -31,7 +31,7 @@ template <class Codes>
 template <class T>
 struct LinesAhead {
   static constexpr int kLines = (T::kWords + kParts - 1) / kParts;
-  static constexpr int kOfTwoGroups = (kLines + 3) / 4;
+  static constexpr int of_groups(int n) { return (kLines * n + 7) / 8; }
   static constexpr int end(int g) { return (g + 1) * kLines * 32 / T::kColumns; }
   static inline const uint8_t* first(const uint8_t* tile, int part) { return tile + 8192 + 64 * kLines * part; }
 };
@@ -72,13 +72,14 @@ static inline Vf32 panel_dot(const uint8_t* body, const uint8_t* tail, int64_t n
         minimum = fma(float_of(pair_dot(codes.minima(g), sum16 + 2 * g)), x_scale, minimum);
       }
     };
-    if constexpr (Codes::kBigGroup && kLoopOverBigGroups) {
+    if constexpr (kShortLoops && Codes::kUnrolled < 8) {
+      constexpr int kLines = Lines::of_groups(Codes::kUnrolled);
 #pragma GCC unroll 1
-      for (int g = 0; g < 8; g += 2) {
-        for (int line = 0; line < Lines::kOfTwoGroups; ++line) prefetch(ahead + 64 * line, q);
-        ahead += 64 * Lines::kOfTwoGroups;
-        group(g);
-        group(g + 1);
+      for (int first = 0; first < 8; first += Codes::kUnrolled) {
+        for (int line = 0; line < kLines; ++line) prefetch(ahead + 64 * line, q);
+        ahead += 64 * kLines;
+#pragma GCC unroll 4
+        for (int g = first; g < first + Codes::kUnrolled; ++g) group(g);
       }
     } else {
 #pragma GCC unroll 8

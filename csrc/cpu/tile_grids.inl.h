@@ -27,17 +27,14 @@ struct GridCodes : Plan<8, 2 * kOffsetV, kOffsetV, kScalesV>, TileBody {
   inline void codes(int g, Vu8* code) {
     Derived& self = static_cast<Derived&>(*this);
     self.magnitudes(g, code);
-    Vu8 sign = reinterpret_cast<Vu8>(self.signs(g));
-    for (const int v : kSignOrder) {
-      code[v] = CodeSigns<Vu8>::of(code[v], sign, int8_t{kOffsetV});
-      sign += sign;
-    }
+    CodeSigns<Vu8> signs(reinterpret_cast<Vu8>(self.signs(g)), int8_t{kOffsetV});
+    for (const int v : kSignOrder) code[v] = signs.next(code[v]);
   }
 };
 
 template <>
 struct TileCodes<Iq2Xxs> : GridCodes<TileCodes<Iq2Xxs>, 43, 43, 1> {
-  static constexpr bool kBigGroup = true;
+  static constexpr int kUnrolled = 4;
   using GridCodes::GridCodes;
   inline const uint8_t* numbers(int g) const { return body + 64 * (2 * g); }
   inline void magnitudes(int g, Vu8* code) const { grid8(kIq2XxsGrid, numbers(g), code); }
@@ -68,24 +65,36 @@ struct NibbleScales {
   }
 };
 
+// Row numbers of more than 8 bits are put together before a group is used: all at once, or a group ahead.
+template <class Codes>
+static inline void prepare_first(Codes& codes) {
+#pragma GCC unroll 8
+  for (int g = 0; g < (kNumbersKept == 8 ? 8 : 1); ++g) codes.prepare(g);
+}
+template <class Codes>
+static inline void prepare_after(Codes& codes, int g) {
+  if (kNumbersKept < 8 && g < 7) codes.prepare(g + 1);
+}
+
 template <>
 struct TileCodes<Iq2Xs> : GridCodes<TileCodes<Iq2Xs>, 43, 43, 2> {
-  static constexpr bool kBigGroup = true;
+  static constexpr int kUnrolled = 4;
   NibbleScales nibble;
-  RowNumbers next[2];
+  RowNumbers next[kNumbersKept];
   inline TileCodes(const uint8_t* body_, const uint8_t* tail_) : GridCodes(body_, tail_), nibble(word(16), word(17)) {
-    prepare(0);
+    prepare_first(*this);
   }
   // The ninth bits of a group, to bit 0 of the byte of their index
   inline Vu8 ninth(int g) const {
     const Vu32 extra = word(8 + g);
     const Vu8 one_of_each = reinterpret_cast<Vu8>(byte_all(extra, 3) & splat(0x80402010u));
-    return Vu8(one_of_each != 0) & 1;
+    const Vu8 one = Vu8{} + uint8_t{1};
+    return one_of_each < one ? one_of_each : one;
   }
-  inline void prepare(int g) { next[g % 2].put(reinterpret_cast<Vu8>(word(g)), ninth(g)); }
+  inline void prepare(int g) { next[g % kNumbersKept].put(reinterpret_cast<Vu8>(word(g)), ninth(g)); }
   inline const RowNumbers& numbers(int g) {
-    if (g < 7) prepare(g + 1);
-    return next[g % 2];
+    prepare_after(*this, g);
+    return next[g % kNumbersKept];
   }
   inline void magnitudes(int g, Vu8* code) { grid8(kIq2XsGrid, numbers(g), code); }
   inline Vu32 signs(int g) const { return signs_of_running(word(8 + g)); }
@@ -95,18 +104,18 @@ struct TileCodes<Iq2Xs> : GridCodes<TileCodes<Iq2Xs>, 43, 43, 2> {
 
 template <>
 struct TileCodes<Iq2S> : GridCodes<TileCodes<Iq2S>, 43, 43, 2> {
-  static constexpr bool kBigGroup = true;
+  static constexpr int kUnrolled = 4;
   NibbleScales nibble;
-  RowNumbers next[2];
+  RowNumbers next[kNumbersKept];
   inline TileCodes(const uint8_t* body_, const uint8_t* tail_) : GridCodes(body_, tail_), nibble(word(18), word(19)) {
-    prepare(0);
+    prepare_first(*this);
   }
   inline void prepare(int g) {
-    next[g % 2].put(reinterpret_cast<Vu8>(word(g)), bytes_of(word(16 + g / 4), 2 * (g % 4), 3));
+    next[g % kNumbersKept].put(reinterpret_cast<Vu8>(word(g)), bytes_of(word(16 + g / 4), 2 * (g % 4), 3));
   }
   inline const RowNumbers& numbers(int g) {
-    if (g < 7) prepare(g + 1);
-    return next[g % 2];
+    prepare_after(*this, g);
+    return next[g % kNumbersKept];
   }
   inline void magnitudes(int g, Vu8* code) { grid8(kIq2SGrid, numbers(g), code); }
   inline Vu32 signs(int g) const { return word(8 + g); }
@@ -116,7 +125,7 @@ struct TileCodes<Iq2S> : GridCodes<TileCodes<Iq2S>, 43, 43, 2> {
 
 template <>
 struct TileCodes<Iq3Xxs> : GridCodes<TileCodes<Iq3Xxs>, 62, 62, 1> {
-  static constexpr bool kBigGroup = true;
+  static constexpr int kUnrolled = 2;
   using GridCodes::GridCodes;
   inline void magnitudes(int g, Vu8* code) const {
     grid4(kIq3XxsGrid, body + 64 * (2 * g), code);
@@ -129,16 +138,16 @@ struct TileCodes<Iq3Xxs> : GridCodes<TileCodes<Iq3Xxs>, 62, 62, 1> {
 
 template <>
 struct TileCodes<Iq3S> : GridCodes<TileCodes<Iq3S>, 15, 15, 1> {
-  static constexpr bool kBigGroup = true;
-  RowNumbers next[2][2];
-  inline TileCodes(const uint8_t* body_, const uint8_t* tail_) : GridCodes(body_, tail_) { prepare(0); }
+  static constexpr int kUnrolled = 2;
+  RowNumbers next[kNumbersKept][2];
+  inline TileCodes(const uint8_t* body_, const uint8_t* tail_) : GridCodes(body_, tail_) { prepare_first(*this); }
   inline void prepare(int g) {
     for (int a = 0; a < 2; ++a)
-      next[g % 2][a].put(reinterpret_cast<Vu8>(word(2 * g + a)), bytes_of(word(16 + a), g, 1));
+      next[g % kNumbersKept][a].put(reinterpret_cast<Vu8>(word(2 * g + a)), bytes_of(word(16 + a), g, 1));
   }
   inline void magnitudes(int g, Vu8* code) {
-    if (g < 7) prepare(g + 1);
-    for (int a = 0; a < 2; ++a) grid4(kIq3SGrid, next[g % 2][a], code + 4 * a);
+    prepare_after(*this, g);
+    for (int a = 0; a < 2; ++a) grid4(kIq3SGrid, next[g % kNumbersKept][a], code + 4 * a);
   }
   inline Vu32 signs(int g) const { return word(18 + g); }
   inline Vi16 scales(int g) const { return byte_pair(odd_of_top(word(26) << (28 - 4 * g)), 0, 0); }

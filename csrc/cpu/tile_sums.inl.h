@@ -1,5 +1,5 @@
 // The sum of one group of 32 columns, for an ISA that multiplies bytes in pairs and has the four activations of a vector
-// in every lane. Included after tile_codes.inl.h, tile_grids.inl.h and OwnGridSum.
+// in every lane. Included after tile_codes.inl.h, tile_grids.inl.h.
 //
 //   group_sum(codes, g, q, sum8, sum16) = scale * (code . x.q) - offset * scale * (sums of x.q), an integer, one row a lane
 
@@ -12,6 +12,10 @@ struct ScaleForm {
   static inline V second(V pairs) { return high_twice(pairs); }
   static inline V both(V twice) { return twice; }
 };
+// GridSum: run(codes, g, q) is the sum of a codebook format with signs. Needed where OwnSum has none for it.
+template <class Codes>
+struct GridSum;
+
 static inline void load_x(const int8_t* q, Vi8* x) {
   for (int v = 0; v < 8; ++v) x[v] = broadcast4(q + 4 * v);
 }
@@ -29,34 +33,11 @@ static inline Vi32 scaled_dot(const Vu8* code, const Vi8* x, Vi16 scales) {
   }
 }
 
-// The signs of a codebook format move to the activation.
-template <class Codes>
-static inline Vi32 grid_sum(Codes& codes, int g, const int8_t* q) {
-  Vu8 code[8];
-  Vi8 x[8];
-  load_x(q, x);
-  codes.magnitudes(g, code);
-  Vu8 sign = reinterpret_cast<Vu8>(codes.signs(g));
-#pragma GCC unroll 8
-  for (const int v : kSignOrder) {
-    x[v] = negate_where(x[v], sign);
-    sign += sign;
-  }
-  const Vi16 scales = codes.scales(g);
-  if constexpr (Codes::kScales == 1) {
-    return dot_scaled<Codes::kLargest, 8>(code, x, scales);
-  } else {
-    return dot_scaled<Codes::kLargest, 4>(code, x, low_twice(scales)) +
-           dot_scaled<Codes::kLargest, 4>(code + 4, x + 4, high_twice(scales));
-  }
-}
 // One group: codes and their offset
 template <class Codes>
 [[gnu::always_inline]] static inline Vi32 group_sum(Codes& codes, int g, const int8_t* q, const int16_t*,
                                                     const int16_t* sum16) {
-  if constexpr (Codes::kSigned) {
-    return OwnGridSum<Codes>::kExists ? OwnGridSum<Codes>::run(codes, g, q) : grid_sum(codes, g, q);
-  }
+  if constexpr (Codes::kSigned) return GridSum<Codes>::run(codes, g, q);
   Vu8 code[8];
   Vi8 x[8];
   load_x(q, x);
