@@ -49,6 +49,7 @@ struct Panel {
         Codes codes(tile + p * kVectorBytes,
                     tail + (first_tile + t) * (T::kTailBytes * kTileRows) + p * kVectorBytes / 4 * T::kTailItem);
         if constexpr (kShortLoops && Codes::kUnrolled < 8) {
+          // Two, whatever kUnrolled is: unpacking takes more instructions than products with one vector.
 #pragma GCC unroll 1
           for (int g = 0; g < 8; g += 2) {
             unpack_group(codes, g, g, p);

@@ -17,10 +17,9 @@ static inline Vu32 odd_of_top(Vu32 word) { return word >> 27 | splat(1); }
 // The order in which the signs of the vectors of a group reach bit 7 of their bytes by doubling
 constexpr int kSignOrder[8] = {7, 5, 3, 1, 6, 4, 2, 0};
 
-template <class Derived, int kMaximum, int kOffsetV, int kScalesV>
+template <class Derived, int kOffsetV, int kScalesV>
 struct GridCodes : Plan<8, 2 * kOffsetV, kOffsetV, kScalesV>, TileBody {
   static constexpr bool kSigned = true;
-  static constexpr int kLargest = kMaximum;
   const uint8_t* tail;
   inline GridCodes(const uint8_t* body_, const uint8_t* tail_) : TileBody{body_}, tail(tail_) {}
 
@@ -33,7 +32,7 @@ struct GridCodes : Plan<8, 2 * kOffsetV, kOffsetV, kScalesV>, TileBody {
 };
 
 template <>
-struct TileCodes<Iq2Xxs> : GridCodes<TileCodes<Iq2Xxs>, 43, 43, 1> {
+struct TileCodes<Iq2Xxs> : GridCodes<TileCodes<Iq2Xxs>, 43, 1> {
   static constexpr int kUnrolled = 4;
   using GridCodes::GridCodes;
   inline const uint8_t* numbers(int g) const { return body + 64 * (2 * g); }
@@ -77,7 +76,7 @@ static inline void prepare_after(Codes& codes, int g) {
 }
 
 template <>
-struct TileCodes<Iq2Xs> : GridCodes<TileCodes<Iq2Xs>, 43, 43, 2> {
+struct TileCodes<Iq2Xs> : GridCodes<TileCodes<Iq2Xs>, 43, 2> {
   static constexpr int kUnrolled = 4;
   NibbleScales nibble;
   RowNumbers next[kNumbersKept];
@@ -103,7 +102,7 @@ struct TileCodes<Iq2Xs> : GridCodes<TileCodes<Iq2Xs>, 43, 43, 2> {
 };
 
 template <>
-struct TileCodes<Iq2S> : GridCodes<TileCodes<Iq2S>, 43, 43, 2> {
+struct TileCodes<Iq2S> : GridCodes<TileCodes<Iq2S>, 43, 2> {
   static constexpr int kUnrolled = 4;
   NibbleScales nibble;
   RowNumbers next[kNumbersKept];
@@ -124,7 +123,7 @@ struct TileCodes<Iq2S> : GridCodes<TileCodes<Iq2S>, 43, 43, 2> {
 };
 
 template <>
-struct TileCodes<Iq3Xxs> : GridCodes<TileCodes<Iq3Xxs>, 62, 62, 1> {
+struct TileCodes<Iq3Xxs> : GridCodes<TileCodes<Iq3Xxs>, 62, 1> {
   static constexpr int kUnrolled = 2;
   using GridCodes::GridCodes;
   inline void magnitudes(int g, Vu8* code) const {
@@ -137,7 +136,7 @@ struct TileCodes<Iq3Xxs> : GridCodes<TileCodes<Iq3Xxs>, 62, 62, 1> {
 };
 
 template <>
-struct TileCodes<Iq3S> : GridCodes<TileCodes<Iq3S>, 15, 15, 1> {
+struct TileCodes<Iq3S> : GridCodes<TileCodes<Iq3S>, 15, 1> {
   static constexpr int kUnrolled = 2;
   RowNumbers next[kNumbersKept][2];
   inline TileCodes(const uint8_t* body_, const uint8_t* tail_) : GridCodes(body_, tail_) { prepare_first(*this); }

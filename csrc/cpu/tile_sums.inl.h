@@ -1,5 +1,5 @@
 // The sum of one group of 32 columns, for an ISA that multiplies bytes in pairs and has the four activations of a vector
-// in every lane. Included after tile_codes.inl.h, tile_grids.inl.h.
+// in every lane. Included after tile_codes.inl.h and tile_grids.inl.h.
 //
 //   group_sum(codes, g, q, sum8, sum16) = scale * (code . x.q) - offset * scale * (sums of x.q), an integer, one row a lane
 
