@@ -339,6 +339,7 @@ assert not reaches(worker, whole, 0.3)
 def test_an_interrupt_waits_for_the_operation() -> None:
     """KeyboardInterrupt comes when the call has ended, with its result; the next call works."""
     run_python("""
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 lutkern.set_num_threads(3)
 rows = rng.standard_normal((3000, 1024), np.float32)
 expected = lutkern.matmul(t, rows)
